@@ -1,0 +1,5 @@
+"""What an adapter is: references, intake, the store and the registry.
+
+Imports neither `server` nor `quantize`. Tensor work (torch, transformers) sits behind
+`adapters.intake.tensors` and `adapters.bases.describe` and is imported when needed.
+"""
