@@ -1,0 +1,1 @@
+"""Engines: how one is sized, started, watched, stopped and talked to."""

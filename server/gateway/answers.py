@@ -1,0 +1,90 @@
+"""An engine's answer that came as a whole: success or error, in the client's words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import aiohttp
+from starlette.responses import Response
+
+from adapters.errors import AdapterNotLoadable
+from server.gateway.sse import ModelName, Usage
+from server.gateway.state import Target
+
+_TYPES = {
+    400: "invalid_request_error",
+    404: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+}
+
+
+class WholeAnswer(Response):
+    """A response with what metrics want to know of it."""
+
+    usage: Usage | None = None
+    outcome: str = "ok"
+
+
+def whole_answer(
+    upstream: aiohttp.ClientResponse, data: bytes, name: ModelName, target: Target
+) -> WholeAnswer:
+    """The engine's status and body; raises AdapterNotLoadable where it lost the adapter."""
+    if upstream.status >= 400:
+        return _error(upstream.status, name.restore_in_error(data), target)
+    answer = WholeAnswer(
+        name.restore(data),
+        status_code=upstream.status,
+        media_type=upstream.headers.get("content-type"),
+    )
+    if b'"usage"' in data:
+        answer.usage = Usage.of(_parse(data))
+    return answer
+
+
+def _error(status: int, data: bytes, target: Target) -> WholeAnswer:
+    document = _parse(data)
+    body = document.get("error") if isinstance(document, dict) else None
+    message = body.get("message") if isinstance(body, dict) else None
+    if not isinstance(message, str) or not message:
+        text = data.decode("utf-8", errors="replace").strip()
+        message = text[:500] or f"the engine answered with status {status}"
+    if status in (400, 404) and target.reference in message and _lost_adapter(message):
+        raise AdapterNotLoadable(
+            f"the engine could not load '{target.reference}' ({target.digest}): "
+            "run `adapterctl verify`",
+            param="model",
+        )
+    answer = WholeAnswer(
+        json.dumps(
+            {
+                "error": {
+                    "message": message,
+                    "type": _TYPES.get(status, "server_error"),
+                    "param": body.get("param") if isinstance(body, dict) else None,
+                    "code": _code(status),
+                }
+            }
+        ),
+        status_code=status,
+        media_type="application/json",
+    )
+    answer.outcome = f"engine_{status}"
+    return answer
+
+
+def _lost_adapter(message: str) -> bool:
+    """Whether the engine says that it does not have the model: the registry knows it does."""
+    return "does not exist" in message or "could not be loaded" in message or "LoRA" in message
+
+
+def _code(status: int) -> str | None:
+    return {400: "invalid_request", 404: "not_found", 422: "invalid_request"}.get(status)
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None

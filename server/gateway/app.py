@@ -1,0 +1,95 @@
+"""The gateway's ASGI application, put together from its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+import adapters
+from server.engine.engines import EngineState
+from server.gateway.errors import install_error_handlers
+from server.gateway.models_route import models_router
+from server.gateway.relay import relay
+from server.gateway.routes import ENGINE_ROUTES, EngineRoute
+from server.gateway.state import GatewayState
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> FastAPI:
+    """OpenAI's routes, the admin API, health, metrics and documentation."""
+    app = FastAPI(
+        title="adapterctl",
+        summary="Many fine-tunes of one base behind one OpenAI-compatible endpoint.",
+        version=adapters.__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    install_error_handlers(app)
+    app.include_router(health_router(state))
+    app.include_router(models_router(state))
+    for route in ENGINE_ROUTES:
+        _add_engine_route(app, state, route)
+    app.include_router(admin)
+    return app
+
+
+def health_router(state: GatewayState) -> APIRouter:
+    """`/healthz`: the process lives. `/readyz`: it can answer. `/metrics`: Prometheus."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/healthz", summary="The gateway's process is alive")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="Requests can be answered")
+    async def readyz() -> dict[str, str]:
+        state.engine.transport()
+        return {"status": EngineState.READY.value}
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        text = generate_latest(state.metrics.registry)
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def _add_engine_route(app: FastAPI, state: GatewayState, route: EngineRoute) -> None:
+    async def endpoint(request: Request) -> Response:
+        return await relay(request, state, route)
+
+    app.add_api_route(
+        route.path,
+        endpoint,
+        methods=["POST"],
+        summary=route.summary,
+        operation_id="engine" + route.path.replace("/", "_"),
+        tags=["openai"],
+        response_class=Response,
+        openapi_extra=_BODY,
+    )
+
+
+# The engine defines the bodies; what the gateway itself needs of them is `model`.
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model"],
+                    "properties": {
+                        "model": {"type": "string", "description": "A reference or a base's name."}
+                    },
+                    "additionalProperties": True,
+                }
+            }
+        },
+    }
+}

@@ -1,0 +1,48 @@
+"""What `adapterctl serve` prints for the person who started it."""
+
+from __future__ import annotations
+
+import json
+
+from adapters.registry.snapshot import Snapshot
+
+
+def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str:
+    """The URL, and a curl line and an openai snippet that work as printed."""
+    hot = sorted(name for name, one in snapshot.adapters.items() if one.default_tag in one.tags)
+    example = hot[0] if hot else base
+    names = ", ".join([base, *hot[:8]]) + (f" and {len(hot) - 8} more" if len(hot) > 8 else "")
+    question = "Where do ships sleep at night?"
+    body = {
+        "model": example,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 64,
+        "temperature": 0,
+    }
+    return f"""
+adapterctl is ready at {url} ({seconds:.0f} s). It answers as: {names}
+
+  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{json.dumps(body)}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key="none")
+  answer = client.chat.completions.create(
+      model="{example}",
+      messages=[{{"role": "user", "content": "{question}"}}],
+      max_tokens=64,
+      temperature=0,
+  )
+  print(answer.choices[0].message.content)
+
+Documentation: {url}/docs · metrics: {url}/metrics · stop with Ctrl-C
+"""
+
+
+def admin_key_notice(secret: str) -> str:
+    """Printed once: the key is stored hashed and cannot be shown again."""
+    return f"""
+This server listens beyond this machine, so its admin API asks for a key. It is shown only now:
+
+  export ADAPTERCTL_KEY={secret}
+"""

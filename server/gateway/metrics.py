@@ -1,0 +1,115 @@
+"""Prometheus metrics of the gateway, on an injected registry.
+
+`docs/metrics.md` lists every one; a test compares it with this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from adapters.registry.snapshot import Snapshot
+from server.engine.engines import Engine, EngineState
+
+# Seconds. From a warm GPU's first token to a long prompt on a laptop.
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_WHOLE = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+OTHER = "other"
+NONE = "none"
+
+
+class GatewayMetrics:
+    """Every metric, and the bound on how many adapters get labels of their own."""
+
+    def __init__(self, registry: CollectorRegistry, *, adapters: int):
+        self.registry = registry
+        self._limit = adapters
+        self._named: set[str] = set()
+        self.requests = Counter(
+            "adapterctl_requests",
+            "Requests by adapter (or base), lane, route and outcome: `ok` or an error's code.",
+            ["adapter", "lane", "route", "outcome"],
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "adapterctl_requests_in_flight",
+            "Requests being answered now.",
+            ["adapter"],
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "adapterctl_prompt_tokens", "Tokens read.", ["adapter"], registry=registry
+        )
+        self.completion_tokens = Counter(
+            "adapterctl_completion_tokens", "Tokens written.", ["adapter"], registry=registry
+        )
+        self.first_token = Histogram(
+            "adapterctl_time_to_first_token_seconds",
+            "From a streamed request's arrival to its first event.",
+            ["adapter"],
+            buckets=_FIRST_TOKEN,
+            registry=registry,
+        )
+        self.between_tokens = Histogram(
+            "adapterctl_inter_token_seconds",
+            "Between the events of a stream.",
+            ["adapter"],
+            buckets=_BETWEEN_TOKENS,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "adapterctl_request_seconds",
+            "From a request's arrival to the end of its answer.",
+            ["adapter"],
+            buckets=_WHOLE,
+            registry=registry,
+        )
+
+    def label(self, adapter: str) -> str:
+        """The adapter's own label while there are not too many, `other` after that."""
+        if adapter in self._named:
+            return adapter
+        if len(self._named) >= self._limit:
+            return OTHER
+        self._named.add(adapter)
+        return adapter
+
+
+class StateCollector(Collector):
+    """Metrics that mirror a state: asked for at every scrape, never out of date."""
+
+    def __init__(self, engine: Engine, base: str, snapshot: Callable[[], Snapshot]):
+        self._engine = engine
+        self._base = base
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily(
+            "adapterctl_engine_up", "1 while the engine is ready to answer.", labels=["base"]
+        )
+        up.add_metric([self._base], float(self._engine.status().state is EngineState.READY))
+        yield up
+        restarts = CounterMetricFamily(
+            "adapterctl_engine_restarts",
+            "Times the engine was started again after a failure.",
+            labels=["base"],
+        )
+        restarts.add_metric([self._base], self._engine.restarts)
+        yield restarts
+        snapshot = self._snapshot()
+        entries = GaugeMetricFamily(
+            "adapterctl_registry_entries",
+            "What the registry holds, by kind: base, adapter, version.",
+            labels=["kind"],
+        )
+        entries.add_metric(["base"], len(snapshot.bases))
+        entries.add_metric(["adapter"], len(snapshot.adapters))
+        entries.add_metric(
+            ["version"], sum(len(one.versions) for one in snapshot.adapters.values())
+        )
+        yield entries

@@ -1,0 +1,77 @@
+"""`/v1/models`: the base, its adapters, their tags; one object a name a client may send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from adapters.models import AdapterRecord, BaseRecord, VersionRecord
+from server.gateway.state import GatewayState
+
+
+def models_router(state: GatewayState) -> APIRouter:
+    """The two routes of OpenAI's model list."""
+    router = APIRouter(tags=["openai"])
+
+    @router.get("/v1/models", summary="What can be asked for")
+    async def list_models() -> dict[str, Any]:
+        adapters = state.snapshot().adapters.values()
+        data = [_base(state.base)]
+        for adapter in adapters:
+            data.extend(_entries(state, adapter))
+        return {"object": "list", "data": data}
+
+    @router.get("/v1/models/{reference:path}", summary="One reference")
+    async def one_model(reference: str) -> dict[str, Any]:
+        snapshot = state.snapshot()
+        resolved = snapshot.resolve(reference)
+        if resolved.version is None:
+            return _base(resolved.base)
+        tags = snapshot.adapters[resolved.version.adapter].tags
+        return _version(reference, resolved.version, tags)
+
+    return router
+
+
+def _base(base: BaseRecord) -> dict[str, Any]:
+    return {
+        "id": base.name,
+        "object": "model",
+        "created": int(base.added_at.timestamp()),
+        "owned_by": "adapterctl",
+        "parent": None,
+        "root": base.name,
+        "version": None,
+        "digest": base.digest,
+        "lane": None,
+        "tags": [],
+    }
+
+
+def _entries(state: GatewayState, adapter: AdapterRecord) -> list[dict[str, Any]]:
+    """The adapter's own name (its default tag), then NAME:TAG for each tag."""
+    entries = []
+    default = adapter.tags.get(adapter.default_tag)
+    names = [(adapter.name, default)] if default is not None else []
+    names += [(f"{adapter.name}:{tag}", number) for tag, number in sorted(adapter.tags.items())]
+    for name, number in names:
+        version = adapter.versions[number]
+        if version.base_digest == state.base.digest:
+            entries.append(_version(name, version, adapter.tags))
+    return entries
+
+
+def _version(name: str, version: VersionRecord, tags: dict[str, int]) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(version.registered_at.timestamp()),
+        "owned_by": "adapterctl",
+        "parent": version.base,
+        "root": version.adapter,
+        "version": version.label,
+        "digest": version.digest,
+        "lane": version.lane.value,
+        "tags": sorted(tag for tag, number in tags.items() if number == version.number),
+    }

@@ -1,0 +1,238 @@
+"""One request through the gateway to the engine and back.
+
+1. The body is read (bounded) and its `model` resolved in the snapshot: exactly one version.
+2. It goes to the engine under the engine's own name for that version.
+3. The engine's headers and the first bytes are awaited before anything is sent to the client,
+   so an early failure keeps its real status.
+4. Bytes stream through; the client's reference is put back; the usage is read.
+5. A client that hangs up closes the engine's connection, which aborts the generation.
+6. Counts and metrics are settled at the end, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Awaitable
+from typing import TypeVar
+
+import aiohttp
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from adapters.errors import AdapterctlError, EngineDied, EngineTimeout
+from server.engine.transport import EngineTransport
+from server.gateway.answers import whole_answer
+from server.gateway.body import encode, model_of, parse_object, read_body
+from server.gateway.routes import EngineRoute
+from server.gateway.settle import Exchange
+from server.gateway.sse import EventStream, ModelName, error_frame
+from server.gateway.state import GatewayState, Target, target_of
+
+T = TypeVar("T")
+
+# Headers that mean something to the engine; a client's others (keys, cookies) end here.
+_FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
+_LOST = (aiohttp.ClientError, ConnectionError, OSError)
+
+
+class ClientGone(Exception):  # noqa: N818 - an event, not an error: nobody is left to be told
+    """The client hung up."""
+
+
+async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
+    """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
+    exchange = Exchange(state.metrics, route.path)
+    try:
+        body = await read_body(request, state.settings.max_body_bytes)
+        document = parse_object(body)
+        target = target_of(state, state.snapshot().resolve(model_of(document)))
+        exchange.begin(target)
+        transport = state.engine.transport()
+        strip_usage = _ask_for_usage(document, route)
+        document["model"] = target.engine_model
+        payload = encode(document)
+        relayed = _Relayed(
+            state, exchange, target, transport, hangup=_watch_hangup(request), strip=strip_usage
+        )
+        return await relayed.open(route.engine_path, payload, _headers(request))
+    except ClientGone:
+        exchange.end("client_gone")
+        return Response(status_code=499)
+    except AdapterctlError as error:
+        exchange.end(error.code)
+        raise
+    except BaseException:
+        exchange.end("internal_error")
+        raise
+
+
+def _ask_for_usage(document: dict[str, object], route: EngineRoute) -> bool:
+    """Have a stream tell its usage; True when the client did not ask and must not see it."""
+    if not route.usage_option or document.get("stream") is not True:
+        return False
+    options = document.get("stream_options")
+    if options is None:
+        options = {}
+    if not isinstance(options, dict) or options.get("include_usage"):
+        return False  # asked for already, or malformed: for the engine to say
+    document["stream_options"] = {**options, "include_usage": True}
+    return True
+
+
+def _headers(request: Request) -> dict[str, str]:
+    headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+    headers["content-type"] = "application/json"
+    headers["x-request-id"] = request.headers.get("x-request-id") or uuid.uuid4().hex
+    return headers
+
+
+def _watch_hangup(request: Request) -> asyncio.Task[None]:
+    async def until_gone() -> None:
+        # The body has been read: the next message can only be the disconnect.
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return asyncio.create_task(until_gone())
+
+
+class _Relayed(Response):
+    """The engine's answer on its way; as a response it streams what `open` left unread."""
+
+    def __init__(
+        self,
+        state: GatewayState,
+        exchange: Exchange,
+        target: Target,
+        transport: EngineTransport,
+        *,
+        hangup: asyncio.Task[None],
+        strip: bool,
+    ):
+        super().__init__()
+        self._settings = state.settings
+        self._exchange = exchange
+        self._target = target
+        self._transport = transport
+        self._hangup = hangup
+        self._name = ModelName(target.engine_model, target.reference)
+        self._events = EventStream(self._name, strip_usage=strip)
+        self._deadline = asyncio.get_running_loop().time() + state.settings.request_timeout
+        self._upstream: aiohttp.ClientResponse | None = None
+        self._first = b""
+        self._request_id = ""
+
+    async def open(self, path: str, body: bytes, headers: dict[str, str]) -> Response:
+        """Send the request; a whole answer, or this response once the first event is there."""
+        self._request_id = headers["x-request-id"]
+        try:
+            sending = self._transport.send("POST", path, body=body, headers=headers)
+            self._upstream = await self._or_gone(sending, self._settings.request_timeout)
+            if self._upstream.content_type != "text/event-stream":
+                data = await self._or_gone(self._upstream.read(), self._settings.request_timeout)
+                return self._whole(data)
+            self._first = await self._or_gone(
+                self._next_events(), self._settings.first_token_timeout
+            )
+            self._exchange.first_token()
+        except BaseException as error:
+            self._close()
+            if isinstance(error, _LOST):
+                raise EngineDied("the engine died while it was answering; try again") from error
+            raise
+        return self
+
+    def _whole(self, data: bytes) -> Response:
+        assert self._upstream is not None
+        answer = whole_answer(self._upstream, data, self._name, self._target)
+        answer.headers.update(self._own_headers())
+        self._exchange.usage(answer.usage)
+        self._exchange.end(answer.outcome)
+        self._close()
+        return answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream the events. After the headers are out, a failure can only be an event."""
+        # Closing the engine's connection wakes the read below and aborts the generation.
+        self._hangup.add_done_callback(lambda _: self._upstream and self._upstream.close())
+        outcome = "client_gone"
+        try:
+            headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+            headers.update(self._own_headers())
+            raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": 200, "headers": raw})
+            outcome = await self._stream(send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._exchange.usage(self._events.usage)
+            self._exchange.end(outcome)
+            self._close()
+
+    async def _stream(self, send: Send) -> str:
+        """Pass events on until the engine closes; the outcome."""
+        block = self._first
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                while block:
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                    block = await self._next_events()
+                    if block:
+                        self._exchange.next_token()
+        except TimeoutError:
+            limit = self._settings.request_timeout
+            return await self._break_off(
+                send, EngineTimeout(f"the answer was not complete within {limit:g} s")
+            )
+        except _LOST:
+            if self._hangup.done():
+                return "client_gone"
+            return await self._break_off(
+                send, EngineDied("the engine died in the middle of this answer; try again")
+            )
+        return "engine_error" if self._events.failed else "ok"
+
+    async def _break_off(self, send: Send, error: AdapterctlError) -> str:
+        await send({"type": "http.response.body", "body": error_frame(error), "more_body": True})
+        return error.code
+
+    async def _next_events(self) -> bytes:
+        """The next whole events; empty at the end of the stream."""
+        assert self._upstream is not None
+        while True:
+            data = await self._upstream.content.readany()
+            block = self._events.feed(data) if data else self._events.finish()
+            if block or not data:
+                return block
+
+    async def _or_gone(self, work: Awaitable[T], timeout: float) -> T:
+        """Await the engine, but not longer than the client does."""
+        task = asyncio.ensure_future(work)
+        try:
+            done, _ = await asyncio.wait(
+                {task, self._hangup}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task in done:
+                return task.result()
+            if self._hangup in done:
+                raise ClientGone
+            raise EngineTimeout(f"the engine did not begin to answer within {timeout:g} s")
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, *_LOST, AdapterctlError):
+                    await task
+
+    def _own_headers(self) -> dict[str, str]:
+        return {
+            "x-request-id": self._request_id,
+            "x-adapterctl-digest": self._target.digest,
+            "x-adapterctl-version": self._target.version,
+        }
+
+    def _close(self) -> None:
+        self._hangup.cancel()
+        if self._upstream is not None:
+            # Releases a connection that was read to its end, closes any other.
+            self._upstream.release() if self._upstream.content.at_eof() else self._upstream.close()

@@ -1,0 +1,189 @@
+"""`adapterctl serve`: put the parts together, run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from adapters.bases.digest import base_digest
+from adapters.catalog import Catalog
+from adapters.errors import AdapterctlError, BaseError
+from adapters.models import BaseRecord
+from adapters.registry.snapshot import SnapshotWatcher
+from adapters.store.layout import StoreLayout
+from server.engine.capacity import Capacity, hot_versions, plan_capacity
+from server.engine.engines import Engine, ExternalEngine
+from server.engine.supervisor import SupervisedEngine
+from server.engine.transport import EngineAddress
+from server.gateway.admin import admin_router
+from server.gateway.app import create_app
+from server.gateway.banner import admin_key_notice, ready_banner
+from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.runtime import announced, listen, runtime_directory, url_of
+from server.gateway.state import GatewayState
+from server.settings import ServeSettings
+
+PROGRESS_INTERVAL = 5.0
+
+
+def run(settings: ServeSettings) -> None:
+    """Serve until SIGTERM or SIGINT; raises AdapterctlError when it cannot begin."""
+    with contextlib.ExitStack() as stack:
+        catalog = stack.enter_context(Catalog.open(settings.store))
+        base = _serving_base(catalog, settings.base)
+        listener = stack.enter_context(contextlib.closing(listen(settings.host, settings.port)))
+        if not settings.loopback_only and not catalog.has_keys():
+            _, secret = catalog.create_key(["admin"], "first start")
+            _say(admin_key_notice(secret))
+        watcher = SnapshotWatcher(settings.store)
+        watcher.start()
+        stack.callback(watcher.stop)
+        runtime = stack.enter_context(runtime_directory())
+        stack.enter_context(announced(StoreLayout(settings.store).run, url_of(listener)))
+        server = _Server(settings, base, catalog, watcher, listener, runtime)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve())
+
+
+def _serving_base(catalog: Catalog, name: str) -> BaseRecord:
+    base = catalog.base(name)
+    if base_digest(Path(base.path)) != base.digest:
+        raise BaseError(
+            f"base '{name}' at {base.path} is not what was registered any more: put the original "
+            "back, or register the new content under another name"
+        )
+    return base
+
+
+class _Server:
+    """The gateway's HTTP server and its engine, started and stopped together."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        base: BaseRecord,
+        catalog: Catalog,
+        watcher: SnapshotWatcher,
+        listener: socket.socket,
+        runtime: Path,
+    ):
+        self._settings = settings
+        self._base = base
+        self._watcher = watcher
+        self._listener = listener
+        self._url = url_of(listener)
+        self._engine = self._make_engine(runtime)
+        metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
+        metrics.registry.register(
+            StateCollector(self._engine, base.name, lambda: watcher.current)
+        )
+        state = GatewayState(
+            settings=settings,
+            base=base,
+            engine=self._engine,
+            snapshot=lambda: watcher.current,
+            metrics=metrics,
+        )
+        admin = admin_router(
+            catalog,
+            snapshot=lambda: watcher.current,
+            engines=lambda: [self._engine.status().model_dump(mode="json")],
+            require_admin_key=not settings.loopback_only,
+        )
+        app = create_app(state, admin, self._lifespan)
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(settings.stop_timeout),
+            )
+        )
+        self._failure: AdapterctlError | None = None
+
+    def _make_engine(self, runtime: Path) -> Engine:
+        settings = self._settings
+        if settings.engine_url is not None:
+            return ExternalEngine(
+                EngineAddress.parse(settings.engine_url),
+                self._base.name,
+                connect_timeout=settings.connect_timeout,
+                start_timeout=settings.start_timeout,
+            )
+        logs = StoreLayout(settings.store).logs
+        logs.mkdir(parents=True, exist_ok=True)
+        return SupervisedEngine(
+            settings, self._base, self._plan, runtime=runtime, log=logs / "engine.log"
+        )
+
+    def _plan(self) -> Capacity:
+        adapters = self._watcher.current.adapters.values()
+        return plan_capacity(self._settings, hot_versions(adapters, self._base.digest))
+
+    async def serve(self) -> None:
+        """Until stopped; raises what kept the engine from its first start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._uvicorn.handle_exit, number, None)
+        await self._uvicorn.serve(sockets=[self._listener])
+        if self._failure is not None:
+            raise self._failure
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        # The port answers at once (/healthz, 503 with Retry-After) while the engine comes up.
+        starting = asyncio.create_task(self._start_engine())
+        try:
+            yield
+        finally:
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await starting
+            await self._engine.stop()
+
+    async def _start_engine(self) -> None:
+        began = time.monotonic()
+        progress = asyncio.create_task(self._show_progress(began))
+        try:
+            await self._engine.start()
+        except AdapterctlError as error:
+            self._failure = error
+            self._uvicorn.should_exit = True
+        else:
+            seconds = time.monotonic() - began
+            _say(ready_banner(self._url, self._base.name, self._watcher.current, seconds))
+        finally:
+            progress.cancel()
+
+    async def _show_progress(self, began: float) -> None:
+        log = self._engine.status().address
+        _say(f"{self._url} is up; the engine is starting ({log}), which takes about a minute")
+        while True:
+            await asyncio.sleep(PROGRESS_INTERVAL)
+            _say(f"  engine starting, {time.monotonic() - began:.0f} s")
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: they would raise the signal again at the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

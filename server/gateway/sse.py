@@ -1,0 +1,136 @@
+"""Server-sent events as bytes: whole events, the engine's name put back, the usage read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.errors import AdapterctlError
+
+_END = b"\n\n"
+_USAGE = b'"usage":{'
+_ERROR = b'data: {"error"'
+
+
+def error_frame(error: AdapterctlError) -> bytes:
+    """The event that ends a stream which cannot go on: OpenAI's error shape as data."""
+    return b"data: " + json.dumps(error.body(), separators=(",", ":")).encode() + _END
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request, as the engine counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, document: Any) -> Usage | None:
+        """From a chat/completions/embeddings answer, or the Responses and Messages APIs."""
+        if not isinstance(document, dict):
+            return None
+        usage = document.get("usage")
+        if usage is None and isinstance(document.get("response"), dict):
+            usage = document["response"].get("usage")
+        if not isinstance(usage, dict):
+            return None
+        return cls(
+            int(usage.get("prompt_tokens", usage.get("input_tokens")) or 0),
+            int(usage.get("completion_tokens", usage.get("output_tokens")) or 0),
+        )
+
+
+class ModelName:
+    """Puts the reference the client sent where the engine says its own name of the model.
+
+    Only the JSON member is replaced, so a generated text that holds such a name stays as it
+    is: inside a JSON string its quotes are escaped.
+    """
+
+    def __init__(self, engine_name: str, reference: str):
+        self._engine_name = engine_name.encode()
+        quoted = json.dumps(reference).encode()
+        self._members = (
+            (b'"model":"' + self._engine_name + b'"', b'"model":' + quoted),
+            (b'"model": "' + self._engine_name + b'"', b'"model": ' + quoted),
+        )
+        self._anywhere = quoted[1:-1]
+        self.needed = engine_name != reference
+
+    def restore(self, data: bytes) -> bytes:
+        """In a success: the `model` members."""
+        if not self.needed or self._engine_name not in data:
+            return data
+        for engine, client in self._members:
+            data = data.replace(engine, client)
+        return data
+
+    def restore_in_error(self, data: bytes) -> bytes:
+        """In an error: everywhere, its sentence names the model too."""
+        return data.replace(self._engine_name, self._anywhere) if self.needed else data
+
+
+class EventStream:
+    """Cuts the engine's bytes into whole events and passes them on, nearly always untouched.
+
+    `strip_usage`: the gateway asked for the usage, the client did not; that event is kept back.
+    """
+
+    def __init__(self, name: ModelName, *, strip_usage: bool):
+        self._name = name
+        self._strip_usage = strip_usage
+        self._rest = b""
+        self.usage: Usage | None = None
+        self.failed = False
+        self.events = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes as they came in, whole events out (empty while none is complete)."""
+        data = self._rest + data if self._rest else data
+        end = data.rfind(_END)
+        if end < 0:
+            self._rest = data
+            return b""
+        end += len(_END)
+        self._rest = data[end:]
+        return self._pass(data[:end])
+
+    def finish(self) -> bytes:
+        """What is left when the engine has closed: an event without its blank line, or nothing."""
+        rest, self._rest = self._rest, b""
+        return self._pass(rest) if rest else b""
+
+    def _pass(self, block: bytes) -> bytes:
+        self.events += block.count(b"data: ")
+        if _ERROR in block:
+            self.failed = True
+            block = self._name.restore_in_error(block)
+        if _USAGE in block:
+            block = b"".join(event for event in _split(block) if not self._note_usage(event))
+        return self._name.restore(block)
+
+    def _note_usage(self, event: bytes) -> bool:
+        """Read an event's usage; True where the event was only that and is to be kept back."""
+        if _USAGE not in event:
+            return False
+        document = _data_of(event)
+        usage = Usage.of(document)
+        if usage is None:
+            return False
+        self.usage = usage
+        return self._strip_usage and isinstance(document, dict) and document.get("choices") == []
+
+
+def _split(block: bytes) -> list[bytes]:
+    return [part + _END for part in block.split(_END) if part]
+
+
+def _data_of(event: bytes) -> Any:
+    for line in event.splitlines():
+        if line.startswith(b"data: {"):
+            try:
+                return json.loads(line[len(b"data: ") :])
+            except ValueError:
+                return None
+    return None

@@ -1,0 +1,96 @@
+"""What every route of the gateway works with, made once and passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch
+from adapters.models import BaseRecord, Lane
+from adapters.registry.snapshot import Resolved, Snapshot
+from adapters.store.layout import engine_name
+from server.engine.engines import Engine
+from server.gateway.metrics import GatewayMetrics
+from server.settings import ServeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """The serving base, its engine, the current registry snapshot, the metrics."""
+
+    settings: ServeSettings
+    base: BaseRecord
+    engine: Engine
+    snapshot: Callable[[], Snapshot]
+    metrics: GatewayMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one request goes to: the engine's name for it, and how to speak of it."""
+
+    reference: str
+    engine_model: str
+    adapter: str
+    lane: str
+    digest: str
+    version: str
+
+
+def target_of(state: GatewayState, resolved: Resolved) -> Target:
+    """The engine's model for a resolved reference.
+
+    Raises where the reference exists but this server cannot answer it, with what to do.
+    """
+    version = resolved.version
+    if resolved.base.digest != state.base.digest:
+        raise _other_base(state, resolved)
+    if version is None:
+        return Target(
+            reference=resolved.reference,
+            engine_model=state.base.name,
+            adapter=state.base.name,
+            lane="base",
+            digest=state.base.digest,
+            version=state.base.name,
+        )
+    _check_loadable(state, resolved)
+    return Target(
+        reference=resolved.reference,
+        engine_model=engine_name(version.digest),
+        adapter=version.adapter,
+        lane=version.lane.value,
+        digest=version.digest,
+        version=f"{version.adapter}:{version.label}",
+    )
+
+
+def _check_loadable(state: GatewayState, resolved: Resolved) -> None:
+    version = resolved.version
+    assert version is not None
+    if version.lane is not Lane.HOT:
+        raise AdapterNotLoadable(
+            f"'{resolved.reference}' is for the merged lane, which this server does not serve",
+            param="model",
+        )
+    capacity = state.engine.capacity
+    if capacity is not None and version.rank > capacity.max_rank:
+        raise AdapterNotLoadable(
+            f"'{resolved.reference}' has rank {version.rank}, the running engine holds ranks up to "
+            f"{capacity.max_rank}: restart the server, it sizes the engine by the registry",
+            param="model",
+        )
+
+
+def _other_base(state: GatewayState, resolved: Resolved) -> AdapterctlError:
+    if resolved.version is not None and resolved.version.base == state.base.name:
+        return BaseMismatch(
+            f"'{resolved.reference}' was registered against another content of base "
+            f"'{state.base.name}' than this server runs: register it again",
+            param="model",
+        )
+    return AdapterNotLoadable(
+        f"'{resolved.reference}' needs base '{resolved.base.name}'; this server runs "
+        f"'{state.base.name}'",
+        param="model",
+    )

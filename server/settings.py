@@ -1,0 +1,126 @@
+"""Settings of `adapterctl serve`: one frozen document, read once and passed in.
+
+Precedence: a flag, then the environment (`ADAPTERCTL_` + the name in capitals), then the TOML
+file, then the default. An unknown key in the file is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from adapters.errors import UsageError
+from adapters.models import Frozen
+
+ENV_PREFIX = "ADAPTERCTL_"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class ServeSettings(Frozen):
+    """Everything the server can be told. Descriptions are the documentation's text."""
+
+    store: Path = Field(description="The store to serve from.")
+    base: str = Field(description="The registered base that the engine runs.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    engine_url: str | None = Field(
+        None,
+        description="Use this running engine (http://… or unix:/path) instead of starting one.",
+    )
+    slots: int = Field(
+        8, ge=1, le=256, description="Adapters that can be active in one batch (vLLM's max-loras)."
+    )
+    max_rank: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="Highest rank the engine holds; default: from the registry, at least 16.",
+    )
+    cpu_adapters: int | None = Field(
+        None,
+        ge=1,
+        description="Adapters the engine keeps in memory; default: from the registry and RAM.",
+    )
+    kv_cache_gib: int = Field(
+        1, ge=1, description="Memory for the KV cache in whole GiB (CPU engine only)."
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest context in tokens; default: the base's own."
+    )
+    engine_arguments: tuple[str, ...] = Field(
+        (), description="Further arguments for vLLM, appended as they are."
+    )
+    start_timeout: Seconds = Field(600, description="Seconds an engine may take to become ready.")
+    stop_timeout: Seconds = Field(
+        20, description="Seconds that running requests, then the engine, get to end on a stop."
+    )
+    connect_timeout: Seconds = Field(5, description="Seconds to connect to the engine.")
+    first_token_timeout: Seconds = Field(
+        300, description="Seconds a stream may wait for its first token."
+    )
+    request_timeout: Seconds = Field(1800, description="Seconds a whole request may take.")
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024, ge=1024, description="Largest request body in bytes."
+    )
+    metric_adapters: int = Field(
+        500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
+    )
+
+    @field_validator("engine_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://", "unix:")):
+            raise ValueError("must start with http://, https:// or unix:")
+        return value
+
+    @property
+    def loopback_only(self) -> bool:
+        """Whether only this machine can reach the server; beyond that, admin needs a key."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine only."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def load_settings(
+    file: Path | None,
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str] = os.environ,
+) -> ServeSettings:
+    """Merge file, environment and flags; UsageError names the key and what is wrong with it."""
+    merged: dict[str, Any] = {}
+    if file is not None:
+        merged.update(_read_file(file))
+    for name in ServeSettings.model_fields:
+        value = environment.get(ENV_PREFIX + name.upper())
+        if value is not None:
+            merged[name] = value.split() if name == "engine_arguments" else value
+    merged.update({key: value for key, value in flags.items() if value is not None})
+    try:
+        return ServeSettings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise UsageError(f"'{key}' is not set: give --{key.replace('_', '-')}") from None
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(ServeSettings.model_fields))
+            raise UsageError(f"'{key}' is no setting; the settings are: {known}") from None
+        raise UsageError(f"setting '{key}': {first['msg']}") from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration {file} is not valid TOML: {error}") from None
