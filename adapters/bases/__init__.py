@@ -1,0 +1,1 @@
+"""What a base model is: its modules, their shapes, and its digest."""
