@@ -1,0 +1,368 @@
+"""Everything that can be done with one store: what the CLI and the admin API call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from adapters.errors import (
+    AdapterNotFound,
+    AlreadyExists,
+    BaseNotFound,
+    InvalidReference,
+    UsageError,
+)
+from adapters.models import (
+    AdapterRecord,
+    BaseDescriptor,
+    BaseRecord,
+    Inspection,
+    Manifest,
+    Registered,
+    TagChange,
+    VersionRecord,
+)
+from adapters.references import Reference, check_name, parse_reference
+from adapters.registry import reader
+from adapters.registry.faults import registry_errors
+from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress, TensorIntake
+from adapters.registry.opening import check_store, init_store
+from adapters.registry.reader import KeyRecord
+from adapters.registry.snapshot import Snapshot, load_snapshot, select_version
+from adapters.store.layout import StoreLayout
+
+if TYPE_CHECKING:
+    from adapters.registry.writer import RegistryWriter
+    from adapters.store.gc import GcReport
+    from adapters.store.verify import VerifyReport
+
+
+# Enough for every running snapshot to catch up step by step; older ones read everything again.
+_CHANGES_KEPT = 10_000
+
+
+class Catalog:
+    """One store. Any thread may use it; every method raises AdapterctlError subclasses only."""
+
+    def __init__(self, root: Path, *, intake: IntakeProtocol | None = None):
+        """For `init` and `open`, which check the store first."""
+        self.layout = StoreLayout(root)
+        self._intake: IntakeProtocol = intake or TensorIntake()
+        self._registry: RegistryWriter | None = None
+
+    @classmethod
+    def init(cls, root: Path, *, intake: IntakeProtocol | None = None) -> Catalog:
+        """Makes the store if there is none yet, and opens it."""
+        init_store(StoreLayout(root))
+        return cls.open(root, intake=intake)
+
+    @classmethod
+    def open(cls, root: Path, *, intake: IntakeProtocol | None = None) -> Catalog:
+        """Opens a store; raises StoreNotFound, StoreTooNew, StoreDamaged."""
+        catalog = cls(root, intake=intake)
+        check_store(catalog.layout)
+        return catalog
+
+    def close(self) -> None:
+        """Closes the database; the catalog opens it again if it is used again."""
+        registry, self._registry = self._registry, None
+        if registry is not None:
+            registry.close()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- bases -------------------------------------------------------------------------------
+
+    def base_add(self, name: str, path: str | Path) -> BaseRecord:
+        """Registers a base model's directory under a name, or notes that it has moved.
+
+        Raises BaseError for an unusable directory, AlreadyExists for a taken name.
+        """
+        check_name(name)
+        with reader.reading(self.layout.root) as connection:
+            if reader.load_adapters(connection, [name]):
+                raise AlreadyExists(f"'{name}' is an adapter: a base needs another name")
+        resolved = Path(path).expanduser().absolute()
+        descriptor = self._intake.describe_base(resolved)
+        from adapters.registry.bases import add_base
+
+        with self._writer().transaction() as connection:
+            add_base(connection, name, resolved, descriptor)
+        return self.base(name)
+
+    def bases(self) -> list[BaseRecord]:
+        """All bases by name."""
+        with reader.reading(self.layout.root) as connection:
+            return list(reader.load_bases(connection).values())
+
+    def base(self, name: str) -> BaseRecord:
+        """One base; raises BaseNotFound."""
+        with reader.reading(self.layout.root) as connection:
+            found = reader.load_bases(connection, [name])
+        if name not in found:
+            raise _no_base(name)
+        return found[name]
+
+    def base_descriptor(self, name: str) -> BaseDescriptor:
+        """What intake knows of a base; raises BaseNotFound."""
+        with reader.reading(self.layout.root) as connection:
+            found = reader.load_descriptor(connection, name)
+        if found is None:
+            raise _no_base(name)
+        return found
+
+    def base_rm(self, name: str) -> None:
+        """Forgets a base (its directory stays); raises InUse while versions need it."""
+        from adapters.registry.bases import remove_base
+
+        with self._writer().transaction() as connection:
+            remove_base(connection, name)
+
+    # --- adapters ----------------------------------------------------------------------------
+
+    def register(
+        self,
+        source: str,
+        *,
+        name: str,
+        base: str,
+        tag: str | None = None,
+        format: str | None = None,
+        dry_run: bool = False,
+        actor: str = "local",
+        on_step: OnStep | None = None,
+        progress: Progress | None = None,
+    ) -> Registered:
+        """Takes an artifact in and makes it a version of `name`; `latest` and `tag` move to it.
+
+        A dry run does all of it but keep the result. `on_step` hears `stage`, `write`, `seal`,
+        `publish`, `commit`, `done` as each begins; `progress` hears (done, total) tensors.
+        """
+        from adapters.registry.registering import register
+
+        return register(
+            self.layout,
+            self._writer,
+            self._intake,
+            Path(source).expanduser(),
+            name=name,
+            base=base,
+            tag=tag,
+            format=format,
+            dry_run=dry_run,
+            actor=actor,
+            on_step=on_step,
+            progress=progress,
+        )
+
+    def inspect(
+        self, source: str, *, format: str | None = None, base: str | None = None
+    ) -> Inspection:
+        """What an artifact is and whether a base (the named one, or any) would take it."""
+        names = [record.name for record in self.bases()] if base is None else [base]
+        bases = [(name, self.base_descriptor(name)) for name in names]
+        return self._intake.examine(Path(source).expanduser(), bases=bases, format=format)
+
+    def adapters(self) -> list[AdapterRecord]:
+        """All adapters by name."""
+        with reader.reading(self.layout.root) as connection:
+            return list(reader.load_adapters(connection).values())
+
+    def adapter(self, name: str) -> AdapterRecord:
+        """One adapter; raises AdapterNotFound."""
+        with reader.reading(self.layout.root) as connection:
+            found = reader.load_adapters(connection, [name])
+        if name not in found:
+            raise AdapterNotFound(
+                f"there is no adapter '{name}': `adapterctl ls` lists what there is"
+            )
+        return found[name]
+
+    def show(self, ref: str) -> VersionRecord:
+        """The version that a reference means; raises NotFound errors."""
+        parsed = parse_reference(ref)
+        return select_version(self.adapter(parsed.name), parsed)
+
+    def version_manifest(self, ref: str) -> Manifest:
+        """Where the version came from and what it is."""
+        version = self.show(ref)
+        with reader.reading(self.layout.root) as connection:
+            return reader.load_manifest(connection, version.adapter, version.number)
+
+    def rm(self, ref: str, *, force: bool = False, actor: str = "local") -> list[str]:
+        """Removes an adapter (NAME) or a version; returns what was removed.
+
+        Raises InUse while tags or live engines use it, unless forced. The files go with `gc`.
+        """
+        from adapters.registry.versions import remove
+        from adapters.store.leases import held_digests
+
+        parsed = parse_reference(ref)
+        held = held_digests(self.layout)
+        with self._writer().transaction() as connection:
+            return remove(connection, parsed, force=force, held=held, actor=actor)
+
+    # --- tags --------------------------------------------------------------------------------
+
+    def history(self, name: str) -> list[TagChange]:
+        """Every move of an adapter's tags, the oldest first; survives its removal."""
+        check_name(name)
+        with reader.reading(self.layout.root) as connection:
+            changes = reader.load_history(connection, name)
+        if not changes:
+            self.adapter(name)
+        return changes
+
+    def tag(
+        self, ref: str, version: str | None, *, actor: str = "local", default: bool = False
+    ) -> TagChange:
+        """Points NAME:TAG at a version (`v3`, a digest or another tag).
+
+        `default` makes it what the bare NAME means; then `version` None leaves it where it is.
+        """
+        from adapters.registry.rows import require_adapter, select_version
+        from adapters.registry.tags import TAG, move_tag, set_default_tag
+
+        name, tag = _name_and_tag(ref)
+        if version is None and not default:
+            raise UsageError(f"to which version should '{ref}' point? Give v3, a digest or a tag")
+        target = Reference(name, tag=tag) if version is None else _selector(name, version)
+        with self._writer().transaction() as connection:
+            adapter = require_adapter(connection, name)
+            row = select_version(connection, adapter, target)
+            change = move_tag(connection, adapter, tag, row, actor=actor, reason=TAG)
+            if default:
+                made = set_default_tag(connection, adapter, tag, actor=actor)
+                change = made if made is not None and change.old == change.new else change
+        return change
+
+    def delete_tag(self, ref: str, *, actor: str = "local") -> TagChange:
+        """Removes NAME:TAG. The default tag and `latest` stay: raises UsageError for them."""
+        from adapters.registry.rows import require_adapter
+        from adapters.registry.tags import DELETE, LATEST, drop_tag
+
+        name, tag = _name_and_tag(ref)
+        with self._writer().transaction() as connection:
+            adapter = require_adapter(connection, name)
+            if tag in (LATEST, adapter.default_tag):
+                raise UsageError(
+                    f"'{ref}' cannot be deleted: "
+                    + (
+                        "every adapter has its latest version"
+                        if tag == LATEST
+                        else f"it is what '{name}' means; make another tag the default first"
+                    )
+                )
+            return drop_tag(connection, adapter, tag, actor=actor, reason=DELETE)
+
+    def rollback(self, ref: str, *, actor: str = "local") -> TagChange:
+        """Puts NAME:TAG back to its previous value; repeated, further back."""
+        from adapters.registry.rows import require_adapter
+        from adapters.registry.tags import roll_back
+
+        name, tag = _name_and_tag(ref)
+        with self._writer().transaction() as connection:
+            return roll_back(connection, require_adapter(connection, name), tag, actor=actor)
+
+    # --- the store itself --------------------------------------------------------------------
+
+    def gc(self, *, dry_run: bool = False) -> GcReport:
+        """Removes blobs that no version names and no live engine holds, and dead work."""
+        from adapters.registry.upkeep import trim_changes
+        from adapters.store.gc import collect
+
+        report = collect(self.layout, self._listed, dry_run=dry_run)
+        if not dry_run:
+            with self._writer().transaction() as connection:
+                trim_changes(connection, keep=_CHANGES_KEPT)
+        return report
+
+    def verify(self, progress: Progress | None = None) -> VerifyReport:
+        """Hashes every blob again, and checks the registry and the bases' directories."""
+        from adapters.registry.verifying import verify
+
+        return verify(self.layout, self._intake, self._listed, progress)
+
+    def snapshot(self) -> Snapshot:
+        """The registry as it is now, for resolving references."""
+        with registry_errors(self.layout.root):
+            connection = reader.connect(self.layout.database)
+            try:
+                return load_snapshot(connection)
+            finally:
+                connection.close()
+
+    # --- keys --------------------------------------------------------------------------------
+
+    def create_key(self, scopes: Sequence[str], label: str) -> tuple[str, str]:
+        """(id, secret). The secret is not kept and cannot be shown again."""
+        from adapters.registry.keys import add_key
+
+        with self._writer().transaction() as connection:
+            return add_key(connection, scopes, label)
+
+    def key_for(self, secret: str) -> KeyRecord | None:
+        """The key that a client sent; None if it is unknown or revoked."""
+        from adapters.registry.key_lookup import find_key
+
+        with reader.reading(self.layout.root) as connection:
+            return find_key(connection, secret)
+
+    def keys(self) -> list[KeyRecord]:
+        """All keys, revoked ones too."""
+        with reader.reading(self.layout.root) as connection:
+            return reader.load_keys(connection)
+
+    def has_keys(self) -> bool:
+        """Whether any key can be used."""
+        return any(key.revoked_at is None for key in self.keys())
+
+    def revoke_key(self, key_id: str) -> KeyRecord:
+        """Ends a key for good; raises NotFound."""
+        from adapters.registry.keys import revoke_key
+
+        with self._writer().transaction() as connection:
+            revoke_key(connection, key_id)
+        return next(key for key in self.keys() if key.id == key_id)
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _writer(self) -> RegistryWriter:
+        # SQLAlchemy costs half a second to import: `adapterctl ls` must not pay for it.
+        if self._registry is None:
+            from adapters.registry.writer import RegistryWriter
+
+            self._registry = RegistryWriter(self.layout.root)
+        return self._registry
+
+    def _listed(self) -> dict[str, list[str]]:
+        """digest -> the versions that have it."""
+        with reader.reading(self.layout.root) as connection:
+            return reader.load_digests(connection)
+
+
+def _name_and_tag(ref: str) -> tuple[str, str]:
+    parsed = parse_reference(ref)
+    if parsed.tag is None:
+        raise InvalidReference(f"'{ref}' names no tag: write NAME:TAG, for example bot:prod")
+    return parsed.name, parsed.tag
+
+
+def _selector(name: str, version: str) -> Reference:
+    """`v3`, a digest or a tag, as a reference of adapter `name`."""
+    return parse_reference(f"{name}{'@' if version.startswith('sha256:') else ':'}{version}")
+
+
+def _no_base(name: str) -> BaseNotFound:
+    return BaseNotFound(f"there is no base '{name}': `adapterctl base ls` lists what there is")

@@ -1,0 +1,29 @@
+"""API keys: `ak-<id>-<secret>`. Only the sha256 of the whole text is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import sqlite3
+
+from adapters.registry.reader import KeyRecord, load_key
+
+_KEY = re.compile(r"ak-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+
+
+def find_key(connection: sqlite3.Connection, secret: str) -> KeyRecord | None:
+    """The key that `secret` is, unless it is unknown or revoked; compared in constant time."""
+    parsed = _KEY.fullmatch(secret)
+    found = load_key(connection, parsed.group(1)) if parsed else None
+    if found is None:
+        return None
+    record, expected = found
+    if not hmac.compare_digest(hash_secret(secret), expected) or record.revoked_at is not None:
+        return None
+    return record
+
+
+def hash_secret(secret: str) -> str:
+    """sha256 in hex. The secret has 256 random bits, so it needs neither salt nor stretching."""
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,40 @@
+"""API keys: making and revoking them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, insert, select, update
+
+from adapters.errors import NotFound
+from adapters.registry import schema
+from adapters.registry.key_lookup import hash_secret
+from adapters.registry.rows import now
+
+
+def add_key(connection: Connection, scopes: Sequence[str], label: str) -> tuple[str, str]:
+    """(id, secret to hand out once)."""
+    key_id = secrets.token_hex(6)
+    secret = f"ak-{key_id}-{secrets.token_urlsafe(32)}"
+    connection.execute(
+        insert(schema.keys).values(
+            id=key_id,
+            label=label,
+            secret_sha256=hash_secret(secret),
+            scopes=json.dumps(sorted(set(scopes))),
+            created_at=now(),
+        )
+    )
+    return key_id, secret
+
+
+def revoke_key(connection: Connection, key_id: str) -> None:
+    """Ends a key; again is no error. Raises NotFound."""
+    table = schema.keys.c
+    row = connection.execute(select(table.revoked_at).where(table.id == key_id)).first()
+    if row is None:
+        raise NotFound(f"there is no key '{key_id}': `adapterctl keys ls` lists what there is")
+    if row.revoked_at is None:
+        connection.execute(update(schema.keys).where(table.id == key_id).values(revoked_at=now()))

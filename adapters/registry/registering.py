@@ -1,0 +1,144 @@
+"""Registering: from an artifact to a version, in the order that makes a crash harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.errors import AlreadyExists, BaseNotFound
+from adapters.models import BaseDescriptor, Manifest, Registered
+from adapters.references import check_name, check_tag
+from adapters.registry import reader
+from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
+from adapters.store.layout import StoreLayout
+from adapters.store.locks import store_lock
+from adapters.store.publish import Sealed, Staging, publish, seal, stage
+
+if TYPE_CHECKING:
+    from adapters.registry.writer import RegistryWriter
+
+
+def register(
+    layout: StoreLayout,
+    writer: Callable[[], RegistryWriter],
+    intake: IntakeProtocol,
+    source: Path,
+    *,
+    name: str,
+    base: str,
+    tag: str | None,
+    format: str | None,
+    dry_run: bool,
+    actor: str,
+    on_step: OnStep | None,
+    progress: Progress | None,
+) -> Registered:
+    """See `Catalog.register`."""
+    tell = on_step or (lambda step: None)
+    check_name(name)
+    tags = [] if tag is None else [check_tag(tag)]
+    descriptor = _check_names(layout, name, base)
+    tell("stage")
+    with stage(layout) as staging:
+        tell("write")
+        manifest = intake.take_in(
+            source, base=descriptor, staging=staging.files, format=format, progress=progress
+        )
+        tell("seal")
+        sealed = seal(layout, staging, base_digest=descriptor.digest)
+        if dry_run:
+            return _would_register(layout, name, base, sealed, manifest, tags)
+        number, created, pointing = _publish_and_commit(
+            layout, writer(), staging, sealed, manifest, name, base, tags, actor, tell
+        )
+    tell("done")
+    return _registered(name, base, number, sealed.digest, manifest, pointing, created)
+
+
+def _check_names(layout: StoreLayout, name: str, base: str) -> BaseDescriptor:
+    """All that can be refused before tensors are read."""
+    with reader.reading(layout.root) as connection:
+        descriptor = reader.load_descriptor(connection, base)
+        taken = reader.load_bases(connection, [name])
+    if descriptor is None:
+        raise BaseNotFound(f"there is no base '{base}': `adapterctl base ls` lists what there is")
+    if taken:
+        raise AlreadyExists(f"'{name}' is a base: an adapter needs another name")
+    return descriptor
+
+
+def _publish_and_commit(
+    layout: StoreLayout,
+    writer: RegistryWriter,
+    staging: Staging,
+    sealed: Sealed,
+    manifest: Manifest,
+    name: str,
+    base: str,
+    tags: Sequence[str],
+    actor: str,
+    tell: OnStep,
+) -> tuple[int, bool, list[str]]:
+    """(version number, created, all tags that point at it now)."""
+    from adapters.registry.versions import add_version, tags_of
+
+    # Shared with other registrations; keeps gc out until the registry names the blob.
+    with store_lock(layout, shared=True):
+        tell("publish")
+        publish(layout, staging, sealed)
+        tell("commit")
+        with writer.transaction() as connection:
+            number, created = add_version(
+                connection,
+                name=name,
+                base=base,
+                digest=sealed.digest,
+                size_bytes=sealed.size_bytes,
+                manifest=manifest,
+                tags=tags,
+                actor=actor,
+            )
+            return number, created, tags_of(connection, name, number)
+
+
+def _would_register(
+    layout: StoreLayout,
+    name: str,
+    base: str,
+    sealed: Sealed,
+    manifest: Manifest,
+    tags: Sequence[str],
+) -> Registered:
+    with reader.reading(layout.root) as connection:
+        record = reader.load_adapters(connection, [name]).get(name)
+        number = reader.last_number(connection, name) + 1
+    versions = record.versions.values() if record is not None else ()
+    same = next((v.number for v in versions if v.digest == sealed.digest), None)
+    present = record.tags if record is not None else {}
+    pointing = {"latest", *tags, *(tag for tag, value in present.items() if value == same)}
+    return _registered(name, base, same or number, sealed.digest, manifest, pointing, same is None)
+
+
+def _registered(
+    name: str,
+    base: str,
+    number: int,
+    digest: str,
+    manifest: Manifest,
+    tags: Iterable[str],
+    created: bool,
+) -> Registered:
+    return Registered(
+        name=name,
+        version=f"v{number}",
+        digest=digest,
+        method=manifest.method,
+        lane=manifest.lane,
+        reasons=manifest.reasons,
+        format=manifest.format,
+        rank=manifest.rank,
+        base=base,
+        tags=tuple(sorted(tags)),
+        created=created,
+    )

@@ -1,0 +1,123 @@
+"""The tables, as the code of today wants them; `migrations/` brings older databases here."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+# Named constraints: a later migration can only drop or change what has a name.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# All times are ISO 8601 texts in UTC: they sort as text and are read without SQLAlchemy.
+
+bases = Table(
+    "bases",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("digest", String, nullable=False),
+    Column("path", String, nullable=False),
+    Column("architecture", String, nullable=False),
+    Column("descriptor", Text, nullable=False),  # BaseDescriptor as JSON
+    Column("added_at", String, nullable=False),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("default_tag", String, nullable=False),
+)
+
+# Outlives the adapter: a number once given to a name means that content for good.
+numbers = Table(
+    "numbers",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("last", Integer, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("base_id", ForeignKey("bases.id"), nullable=False),
+    Column("format", String, nullable=False),
+    Column("method", String, nullable=False),
+    Column("lane", String, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("manifest", Text, nullable=False),  # Manifest as JSON
+    Column("registered_at", String, nullable=False),
+    UniqueConstraint("adapter_id", "number", name="uq_versions_adapter_number"),
+    UniqueConstraint("adapter_id", "digest", name="uq_versions_adapter_digest"),
+    CheckConstraint("number > 0", name="number"),
+    Index("ix_versions_base_id", "base_id"),
+    Index("ix_versions_digest", "digest"),
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id"), primary_key=True),
+    Column("tag", String, primary_key=True),
+    Column("version_id", ForeignKey("versions.id"), nullable=False),
+    Index("ix_tags_version_id", "version_id"),
+)
+
+# Append only, and by name, not by key: it outlives tags, versions and adapters.
+tag_history = Table(
+    "tag_history",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter", String, nullable=False),
+    Column("tag", String, nullable=False),
+    Column("old", Integer),
+    Column("new", Integer),
+    Column("at", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Index("ix_tag_history_adapter_tag", "adapter", "tag"),
+)
+
+# What a snapshot in another process must read again. AUTOINCREMENT: without gaps and never reused.
+changes = Table(
+    "changes",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("label", String, nullable=False),
+    Column("secret_sha256", String, nullable=False),
+    Column("scopes", String, nullable=False),  # JSON list
+    Column("created_at", String, nullable=False),
+    Column("revoked_at", String),
+)
