@@ -20,6 +20,7 @@
     ├── BaseError              the base's directory is not a usable model
     ├── StoreError             the store itself
     │   ├── StoreDamaged · StoreBusy · StoreTooNew · StoreReadOnly · DiskFull
+    ├── ServerUnreachable      no adapterctl server answers at the CLI's --server
     ├── AccessError
     │   ├── Unauthorized · Forbidden
     ├── RequestError           what a client sent
@@ -67,6 +68,8 @@ class AdapterctlError(Exception):
 
 
 class UsageError(AdapterctlError):
+    """What was asked for cannot be asked: a wrong option, argument or setting."""
+
     code = "usage"
     http_status = 400
     exit_code = 2
@@ -74,187 +77,274 @@ class UsageError(AdapterctlError):
 
 
 class InvalidReference(UsageError):
+    """A name, tag, digest or reference that does not parse."""
+
     code = "invalid_reference"
 
 
 class NotFound(AdapterctlError):
+    """Something that was named does not exist."""
+
     code = "not_found"
     http_status = 404
     openai_type = "invalid_request_error"
 
 
 class StoreNotFound(NotFound):
+    """There is no store at the directory: `adapterctl init` makes one."""
+
     code = "store_not_found"
 
 
 class BaseNotFound(NotFound):
+    """No base of that name is registered."""
+
     code = "base_not_found"
 
 
 class AdapterNotFound(NotFound):
+    """No adapter or base of that name is registered; near names are listed."""
+
     # OpenAI's own code for an unknown `model`; its clients look for it.
     code = "model_not_found"
 
 
 class VersionNotFound(NotFound):
+    """The adapter has no such version; what it has is listed."""
+
     code = "version_not_found"
 
 
 class TagNotFound(NotFound):
+    """The adapter has no such tag; what it has is listed."""
+
     code = "tag_not_found"
 
 
 class Conflict(AdapterctlError):
+    """The present state does not allow it."""
+
     code = "conflict"
     http_status = 409
     openai_type = "invalid_request_error"
 
 
 class AlreadyExists(Conflict):
+    """The name is taken by something else."""
+
     code = "already_exists"
 
 
 class InUse(Conflict):
+    """Removal is refused: a tag, a version or a running engine uses it."""
+
     code = "in_use"
 
 
 class ArtifactError(AdapterctlError):
+    """The artifact cannot be registered."""
+
     code = "invalid_artifact"
     http_status = 422
     openai_type = "invalid_request_error"
 
 
 class SourceUnreadable(ArtifactError):
+    """The source is missing, not readable, or not a directory."""
+
     code = "source_unreadable"
 
 
 class UnknownFormat(ArtifactError):
+    """No known trainer writes files like these."""
+
     code = "unknown_format"
 
 
 class AmbiguousFormat(ArtifactError):
+    """The files fit several formats: `--format` decides."""
+
     code = "ambiguous_format"
 
 
 class UnsafePickle(ArtifactError):
+    """A pickle that wants more than tensors; loading it could run code."""
+
     code = "unsafe_pickle"
 
 
 class DamagedArtifact(ArtifactError):
+    """Truncated, not finite, of zero size, or half of a pair is missing."""
+
     code = "damaged_artifact"
 
 
 class InvalidConfig(ArtifactError):
+    """What the artifact's config says is wrong or contradicts its tensors."""
+
     code = "invalid_config"
 
 
 class BaseMismatch(ArtifactError):
+    """A tensor does not fit the base."""
+
     code = "base_mismatch"
 
 
 class NotHotServable(ArtifactError):
+    """Sound, but no plain LoRA expresses it: it has to be merged."""
+
     code = "not_hot_servable"
 
 
 class NotServable(ArtifactError):
+    """Sound, but nothing here can serve it."""
+
     code = "not_servable"
 
 
 class BaseError(AdapterctlError):
+    """The base's directory is not a usable model, or not the one that was registered."""
+
     code = "invalid_base"
     http_status = 422
     openai_type = "invalid_request_error"
 
 
 class StoreError(AdapterctlError):
+    """The store itself failed."""
+
     code = "store_error"
 
 
 class StoreDamaged(StoreError):
+    """A file of the store is missing or damaged."""
+
     code = "store_damaged"
 
 
 class StoreBusy(StoreError):
+    """Another process holds the store: try again."""
+
     code = "store_busy"
     http_status = 503
 
 
 class StoreTooNew(StoreError):
+    """A newer adapterctl made the store: upgrade."""
+
     code = "store_too_new"
 
 
 class StoreReadOnly(StoreError):
+    """The store cannot be written."""
+
     code = "store_read_only"
 
 
 class DiskFull(StoreError):
+    """No space is left on the store's disk."""
+
     code = "disk_full"
     http_status = 507
 
 
+class ServerUnreachable(AdapterctlError):
+    """No adapterctl server answers at the CLI's `--server`."""
+
+    code = "server_unreachable"
+    http_status = 502
+
+
 class AccessError(AdapterctlError):
+    """The caller may not do this."""
+
     code = "access"
     http_status = 403
     openai_type = "invalid_request_error"
 
 
 class Unauthorized(AccessError):
+    """The key is missing, unknown or revoked."""
+
     code = "invalid_api_key"
     http_status = 401
     openai_type = "authentication_error"
 
 
 class Forbidden(AccessError):
+    """The key, or a caller without one, does not reach this far."""
+
     code = "forbidden"
     openai_type = "permission_error"
 
 
 class RequestError(AdapterctlError):
+    """What a client sent cannot be answered."""
+
     code = "invalid_request"
     http_status = 400
     openai_type = "invalid_request_error"
 
 
 class InvalidRequest(RequestError):
+    """The body, a parameter or a header is not what the route takes."""
+
     code = "invalid_request"
 
 
 class RequestTooLarge(RequestError):
+    """The body is larger than the server accepts."""
+
     code = "request_too_large"
     http_status = 413
 
 
 class RouteNotServed(RequestError):
+    """There is no such route."""
+
     code = "route_not_served"
     http_status = 404
 
 
 class EngineError(AdapterctlError):
+    """The engine failed."""
+
     code = "engine_error"
     http_status = 502
 
 
 class EngineUnavailable(EngineError):
+    """The engine is starting, restarting or down: try again after Retry-After."""
+
     code = "engine_unavailable"
     http_status = 503
 
 
 class EngineTimeout(EngineError):
+    """No connection, no first token, or no end in time."""
+
     code = "engine_timeout"
     http_status = 504
 
 
 class EngineDied(EngineError):
+    """The engine went away in the middle of an answer."""
+
     code = "engine_died"
     http_status = 502
 
 
 class EngineStartFailed(EngineError):
+    """The engine did not come up; its log's last lines are in the message."""
+
     code = "engine_start_failed"
     http_status = 503
 
 
 class AdapterNotLoadable(EngineError):
+    """The running engine cannot hold this adapter."""
+
     code = "adapter_not_loadable"
     http_status = 409
     openai_type = "invalid_request_error"
