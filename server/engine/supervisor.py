@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from adapters.errors import EngineStartFailed
-from adapters.models import BaseRecord
 from server.engine.capacity import Capacity
-from server.engine.command import engine_command
+from server.engine.command import EngineCommand
 from server.engine.engines import HEALTH_TIMEOUT, EngineState, EngineStatus, unavailable
 from server.engine.process import EngineProcess, log_tail
 from server.engine.transport import EngineAddress, EngineTransport
@@ -38,21 +37,17 @@ class SupervisedEngine:
     def __init__(
         self,
         settings: ServeSettings,
-        base: BaseRecord,
+        base: str,
         plan: Callable[[], Capacity],
-        *,
-        runtime: Path,
-        log: Path,
+        command: Callable[[Capacity, str], EngineCommand],
     ):
-        """`plan` is asked before every start: the registry grows while the server runs.
-
-        `runtime` is a short, private directory: a unix socket's path has at most 107 bytes.
-        """
+        """`plan` and `command` (given the plan and a new engine id) are asked before every
+        start: the registry grows while the server runs."""
         self._settings = settings
         self._base = base
         self._plan = plan
-        self._socket = runtime / "engine.sock"
-        self._log = log
+        self._make_command = command
+        self._command: EngineCommand | None = None
         self._state = EngineState.STARTING
         self._since = datetime.now(UTC)
         self._detail = ""
@@ -74,8 +69,6 @@ class SupervisedEngine:
     async def start(self) -> None:
         """Bring it up for the first time. A first start that fails is not tried again:
         what is wrong then (no memory, a broken base) needs a person."""
-        if self._log.exists() and self._log.stat().st_size > LOG_LIMIT:
-            self._log.replace(self._log.with_suffix(".log.1"))
         try:
             await self._bring_up()
         except BaseException:
@@ -100,9 +93,9 @@ class SupervisedEngine:
         return EngineStatus(
             id=self._id,
             kind="supervised",
-            base=self._base.name,
+            base=self._base,
             state=self._state,
-            address=f"unix:{self._socket}",
+            address=f"unix:{self._command.socket}" if self._command is not None else "",
             pid=self._process.pid if self._process is not None else None,
             restarts=self._restarts,
             since=self._since,
@@ -116,37 +109,28 @@ class SupervisedEngine:
         self._set(EngineState.STARTING)
         self._id = uuid.uuid4().hex
         self._capacity = self._plan()
-        command = engine_command(
-            self._settings,
-            self._base,
-            self._capacity,
-            engine_id=self._id,
-            socket=self._socket,
-            log=self._log,
-        )
+        self._command = command = self._make_command(self._capacity, self._id)
+        _bound_log(command.log)
         self._process = await EngineProcess.spawn(command)
         self._transport = EngineTransport(
-            EngineAddress("http://engine", self._socket), self._settings.connect_timeout
+            EngineAddress("http://engine", command.socket), self._settings.connect_timeout
         )
-        await self._until_ready(self._process, self._transport)
+        await self._until_ready(command, self._process, self._transport)
         self._set(EngineState.READY)
 
-    async def _until_ready(self, process: EngineProcess, transport: EngineTransport) -> None:
+    async def _until_ready(
+        self, command: EngineCommand, process: EngineProcess, transport: EngineTransport
+    ) -> None:
         deadline = time.monotonic() + self._settings.start_timeout
         while time.monotonic() < deadline:
             if process.exit_code is not None:
-                raise EngineStartFailed(self._explain(f"ended with {process.exit_code}"))
+                raise EngineStartFailed(_explain(command, _describe_exit(process.exit_code)))
             # The socket file exists long before the server answers.
-            if self._socket.exists() and await transport.healthy(timeout=HEALTH_TIMEOUT):
+            if command.socket.exists() and await transport.healthy(timeout=HEALTH_TIMEOUT):
                 return
             await asyncio.sleep(0.2)
         raise EngineStartFailed(
-            self._explain(f"was not ready within {self._settings.start_timeout:g} s")
-        )
-
-    def _explain(self, what: str) -> str:
-        return (
-            f"the engine {what} while starting; its log ({self._log}) ends:\n{log_tail(self._log)}"
+            _explain(command, f"was not ready within {self._settings.start_timeout:g} s")
         )
 
     async def _keep_alive(self) -> None:
@@ -200,13 +184,26 @@ class SupervisedEngine:
             await transport.close()
         if process is not None:
             await process.stop(self._settings.stop_timeout)
-        self._socket.unlink(missing_ok=True)
+        if self._command is not None:
+            self._command.socket.unlink(missing_ok=True)
 
     def _set(self, state: EngineState, detail: str = "") -> None:
         self._detail = detail
         if state is not self._state:
             self._state = state
             self._since = datetime.now(UTC)
+
+
+def _bound_log(log: Path) -> None:
+    """Keep one older log: an engine that restarts for weeks must not fill the disk."""
+    if log.exists() and log.stat().st_size > LOG_LIMIT:
+        log.replace(log.with_suffix(".log.1"))
+
+
+def _explain(command: EngineCommand, what: str) -> str:
+    return (
+        f"the engine {what} while starting; its log ({command.log}) ends:\n{log_tail(command.log)}"
+    )
 
 
 def _describe_exit(code: int) -> str:

@@ -155,8 +155,10 @@ class _Relayed(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream the events. After the headers are out, a failure can only be an event."""
+        assert self._upstream is not None
+        upstream = self._upstream
         # Closing the engine's connection wakes the read below and aborts the generation.
-        self._hangup.add_done_callback(lambda _: self._upstream and self._upstream.close())
+        self._hangup.add_done_callback(lambda _: upstream.close())
         outcome = "client_gone"
         try:
             headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}

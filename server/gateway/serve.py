@@ -23,6 +23,7 @@ from adapters.models import BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions, plan_capacity
+from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
@@ -85,9 +86,7 @@ class _Server:
         self._url = url_of(listener)
         self._engine = self._make_engine(runtime)
         metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
-        metrics.registry.register(
-            StateCollector(self._engine, base.name, lambda: watcher.current)
-        )
+        metrics.registry.register(StateCollector(self._engine, base.name, lambda: watcher.current))
         state = GatewayState(
             settings=settings,
             base=base,
@@ -97,7 +96,7 @@ class _Server:
         )
         admin = admin_router(
             catalog,
-            snapshot=lambda: watcher.current,
+            refresh=watcher.refresh,
             engines=lambda: [self._engine.status().model_dump(mode="json")],
             require_admin_key=not settings.loopback_only,
         )
@@ -125,13 +124,18 @@ class _Server:
             )
         logs = StoreLayout(settings.store).logs
         logs.mkdir(parents=True, exist_ok=True)
-        return SupervisedEngine(
-            settings, self._base, self._plan, runtime=runtime, log=logs / "engine.log"
-        )
+        socket, log = runtime / "engine.sock", logs / "engine.log"
 
-    def _plan(self) -> Capacity:
-        adapters = self._watcher.current.adapters.values()
-        return plan_capacity(self._settings, hot_versions(adapters, self._base.digest))
+        def plan() -> Capacity:
+            adapters = self._watcher.current.adapters.values()
+            return plan_capacity(settings, hot_versions(adapters, self._base.digest))
+
+        def command(capacity: Capacity, engine_id: str) -> EngineCommand:
+            return engine_command(
+                settings, self._base, capacity, engine_id=engine_id, socket=socket, log=log
+            )
+
+        return SupervisedEngine(settings, self._base.name, plan, command)
 
     async def serve(self) -> None:
         """Until stopped; raises what kept the engine from its first start."""

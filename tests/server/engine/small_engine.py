@@ -1,0 +1,47 @@
+"""A small process in vLLM's place: `small_engine.py SOCKET MODE`.
+
+It answers /health on the socket. MODE: `serve`; `fail` (says why and exits 3); `deaf` (never
+listens); `stubborn` (ignores SIGTERM); `sick` (healthy at first, then answers 500).
+Every mode but `fail` starts a child that ignores SIGTERM, as vLLM's engine core might.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler
+from socketserver import UnixStreamServer
+
+SOCKET, MODE = sys.argv[1], sys.argv[2]
+BEGAN = time.monotonic()
+
+
+class Health(BaseHTTPRequestHandler):
+    def address_string(self) -> str:
+        return "unix"
+
+    def do_GET(self) -> None:
+        sick = MODE == "sick" and time.monotonic() - BEGAN > 1
+        self.send_response(500 if sick else 200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+
+def main() -> None:
+    if MODE == "fail":
+        sys.stderr.write("loading the weights\nno space for the weights\n")
+        sys.exit(3)
+    if MODE == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    subprocess.Popen([sys.executable, "-c", child])
+    if MODE == "deaf":
+        time.sleep(600)
+    with UnixStreamServer(SOCKET, Health) as server:
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

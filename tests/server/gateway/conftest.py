@@ -1,0 +1,64 @@
+"""The gateway under test and its scripted engine, as fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+
+from server.engine.engines import ExternalEngine
+from server.engine.transport import EngineAddress
+from server.gateway.app import create_app
+from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.state import GatewayState
+from server.settings import ServeSettings
+from tests.server.gateway.scripted import (
+    Gateway,
+    ScriptedEngine,
+    base_record,
+    example_snapshot,
+    no_lifespan,
+    serving,
+)
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[ScriptedEngine]:
+    scripted = ScriptedEngine(tmp_path / "engine.sock")
+    await scripted.start()
+    yield scripted
+    await scripted.stop()
+
+
+@pytest.fixture
+async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gateway]:
+    settings = ServeSettings(
+        store=tmp_path,
+        base="tiny",
+        max_body_bytes=100_000,
+        first_token_timeout=0.5,
+        request_timeout=1.5,
+        connect_timeout=1,
+    )
+    external = ExternalEngine(
+        EngineAddress.parse(f"unix:{engine.socket}"), "tiny", connect_timeout=1, start_timeout=5
+    )
+    await external.start()
+    metrics = GatewayMetrics(CollectorRegistry(), adapters=10)
+    snapshot = example_snapshot()
+    state = GatewayState(
+        settings=settings,
+        base=base_record(),
+        engine=external,
+        snapshot=lambda: snapshot,
+        metrics=metrics,
+    )
+    metrics.registry.register(StateCollector(external, "tiny", lambda: snapshot))
+    app = create_app(state, APIRouter(), no_lifespan)
+    async with serving(app) as url, aiohttp.ClientSession() as client:
+        yield Gateway(url, state, client)
+    await external.stop()

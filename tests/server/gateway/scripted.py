@@ -1,0 +1,186 @@
+"""A gateway on loopback in front of a scripted engine on a unix socket, both over real HTTP.
+
+The real engine is in tests/engine; here the engine's part is scripted because the tests need it
+to fail at one exact point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvicorn
+from aiohttp import web
+from fastapi import FastAPI
+
+from adapters.models import AdapterRecord, BaseRecord, Lane, VersionRecord
+from adapters.registry.snapshot import Snapshot
+from server.gateway.state import GatewayState
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+BASE_DIGEST = "sha256:" + "b" * 64
+PIRATE = "sha256:" + "1" * 64
+PIRATE_2 = "sha256:" + "2" * 64
+BIG = "sha256:" + "3" * 64
+FOREIGN = "sha256:" + "4" * 64
+ENGINE_NAME = "sha256-" + "1" * 64
+
+Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+
+
+def base_record(name: str = "tiny", digest: str = BASE_DIGEST) -> BaseRecord:
+    return BaseRecord(
+        name=name, path="/nowhere", digest=digest, architecture="LlamaForCausalLM", added_at=NOW
+    )
+
+
+def version_record(
+    adapter: str, number: int, digest: str, *, base: str = "tiny", rank: int = 8
+) -> VersionRecord:
+    return VersionRecord(
+        adapter=adapter,
+        number=number,
+        digest=digest,
+        base=base,
+        base_digest=BASE_DIGEST if base == "tiny" else "sha256:" + "c" * 64,
+        format="peft",
+        method="lora",
+        lane=Lane.HOT,
+        rank=rank,
+        size_bytes=1000,
+        registered_at=NOW,
+    )
+
+
+def example_snapshot() -> Snapshot:
+    """One serving base, one other, four versions."""
+    pirate = AdapterRecord(
+        name="pirate",
+        default_tag="latest",
+        versions={1: version_record("pirate", 1, PIRATE), 2: version_record("pirate", 2, PIRATE_2)},
+        tags={"latest": 2, "prod": 1},
+    )
+    elsewhere = AdapterRecord(
+        name="elsewhere",
+        default_tag="latest",
+        versions={1: version_record("elsewhere", 1, FOREIGN, base="other")},
+        tags={"latest": 1},
+    )
+    bases = {
+        "tiny": base_record(),
+        "other": base_record("other", "sha256:" + "c" * 64),
+    }
+    return Snapshot(bases, {"pirate": pirate, "elsewhere": elsewhere}, 1)
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers as the test's handler says; remembers what it was sent and who hung up."""
+
+    socket: Path
+    handler: Handler | None = None
+    received: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**26)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_post("/{tail:.*}", self._post)
+        self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0)
+        await self.runner.setup()
+        await web.UnixSite(self.runner, str(self.socket)).start()
+
+    async def stop(self) -> None:
+        assert self.runner is not None
+        await self.runner.cleanup()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "tiny"}]})
+
+    async def _post(self, request: web.Request) -> web.StreamResponse:
+        document = json.loads(await request.read())
+        self.received.append(document)
+        self.headers.append(dict(request.headers))
+        self.paths.append(request.path)
+        assert self.handler is not None
+        try:
+            return await self.handler(request, document)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.aborted.set()
+            raise
+
+
+async def sse(request: web.Request, events: list[bytes]) -> web.StreamResponse:
+    """A stream of ready-made events, each flushed on its own."""
+    response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    for event in events:
+        await response.write(event)
+        await asyncio.sleep(0)
+    return response
+
+
+@dataclass
+class Gateway:
+    """The gateway under test: where it is, and its metrics."""
+
+    url: str
+    state: GatewayState
+    client: aiohttp.ClientSession
+
+    def post(self, path: str, **keywords: Any) -> Any:
+        return self.client.post(self.url + path, **keywords)
+
+    def get(self, path: str) -> Any:
+        return self.client.get(self.url + path)
+
+    def metric(self, name: str, **labels: str) -> float:
+        value = self.state.metrics.registry.get_sample_value(name, labels)
+        return 0.0 if value is None else value
+
+    async def settled(self, name: str, expected: float, **labels: str) -> None:
+        """Wait for a metric that is written when the server has let go of the request."""
+        async with asyncio.timeout(5):
+            while self.metric(name, **labels) != expected:
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """The application on a free loopback port, by uvicorn as in production."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http="httptools", log_level="warning", access_log=False, lifespan="off")
+    )
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    async with asyncio.timeout(5):
+        while not server.started:
+            await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await task
