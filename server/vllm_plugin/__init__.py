@@ -1,0 +1,38 @@
+"""What runs inside vLLM's own processes: the only package that imports vLLM.
+
+vLLM calls `register` (entry point group `vllm.general_plugins`) in each of its processes: API
+server, engine core, workers, and short-lived ones that inspect a model. It does nothing unless
+`ADAPTERCTL_ENGINE_STORE` names a store, so the package is inert in anybody else's vLLM.
+
+    orphans.py    no engine process outlives the one that started it
+    resolver.py   engine name (sha256-<hex>) -> the directory in the store, under a lease
+    patches.py    every change to vLLM itself, each with its reason and version
+    punica.py     the CPU LoRA arithmetic: spans.py (who needs what), packs.py (weights)
+
+Environment: `ADAPTERCTL_ENGINE_STORE` is the store's root, `ADAPTERCTL_ENGINE_ID` the name under
+which this engine holds its lease.
+"""
+
+from __future__ import annotations
+
+import os
+
+STORE_VARIABLE = "ADAPTERCTL_ENGINE_STORE"
+ENGINE_ID_VARIABLE = "ADAPTERCTL_ENGINE_ID"
+
+
+def register() -> None:
+    """Install everything that the current vLLM process needs; safe to call again.
+
+    Raises RuntimeError on a vLLM version that the CPU patches were not made for: an engine that
+    answers with the wrong adapter's weights is worse than one that does not start.
+    """
+    root = os.environ.get(STORE_VARIABLE)
+    if not root:
+        return
+    # Imported here: the entry point is loaded in every vLLM process of this environment.
+    from server.vllm_plugin import orphans, patches, resolver
+
+    orphans.die_with_parent()
+    patches.install()
+    resolver.install(root, os.environ.get(ENGINE_ID_VARIABLE, ""))

@@ -1,0 +1,275 @@
+"""The LoRA arithmetic of vLLM's CPU engine: right for rows without an adapter, and faster.
+
+vLLM 0.32's own CPU path gives rows without an adapter (index -1) the weights of the last slot:
+`weights[-1]`. Here such rows are never part of any product. `patches.py` puts this class in the
+place of vLLM's; every operation that the CPU engine's layers call is defined here.
+
+Shapes: x [rows, in], y [rows, out] (changed in place), A stacks [slots, 1, max rank, in],
+B stacks [slots, 1, out, max rank]. For a row with slot s: y += scale * x @ A[s].T @ B[s].T
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from server.vllm_plugin import patches
+from server.vllm_plugin.packs import ModulePacks, Stacks
+from server.vllm_plugin.spans import Plan, Run, Span, plan_rows
+
+# Rows x columns up to which a product is done in float32: below it, calling a bfloat16 product
+# (20 us) costs more than the arithmetic. Measured on 576x960 and 576x3072, one thread, AMX.
+SMALL_PRODUCT = 1024
+
+
+class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is untyped here
+    """Applies each row's own adapter; holds the plan of the current step and all packs."""
+
+    def __init__(
+        self,
+        max_num_batched_tokens: int,
+        max_batches: int,
+        device: torch.device | str,
+        **kwargs: Any,
+    ):
+        super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
+        # vLLM leaves these uninitialised; the embedding layer reads as many as it has rows.
+        for buffer in (self._token_lora_indices, self._sampler_indices, self._embeddings_indices):
+            buffer.zero_()
+        self._tokens = Plan()
+        self._sampled = Plan()
+        self._logits_slot: int | None = None
+        self._slots: frozenset[int] = frozenset()
+        self._modules: dict[int, ModulePacks] = {}
+        patches.install_in_worker()
+
+    def update_metadata(
+        self,
+        mapping: Any,
+        lora_index_to_id: list[int | None],
+        max_loras: int,
+        vocab_size: int,
+        **kwargs: Any,
+    ) -> None:
+        """Take over a step's mapping of rows to adapters. Called when it changes, not per layer."""
+        super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
+        self._tokens = plan_rows(self.token_lora_indices.tolist())
+        self._sampled = plan_rows(self.sampler_indices.tolist())
+        self._slots = slots_to_pack(self._slots, self._tokens.slots | self._sampled.slots)
+
+    @contextmanager
+    def logits_of_slot(self, slot: int) -> Iterator[None]:
+        """Within it, every row of `add_lora_logits` belongs to `slot` (-1: to no adapter).
+
+        For prompt log-probabilities: their rows are one request's prompt tokens, while vLLM's
+        sampler indices have one row per request.
+        """
+        self._logits_slot = slot
+        try:
+            yield
+        finally:
+            self._logits_slot = None
+
+    def slot_of_row(self, row: int) -> int:
+        """The slot of one row of the current step, -1 without adapter."""
+        return self._tokens.indices[row]
+
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **kwargs: Any,
+    ) -> None:
+        """Add the adapters' part to a linear layer; slice i fills `output_slices`[i] columns."""
+        if self._tokens.spans:
+            module = self._module(lora_a_stacked, lora_b_stacked, output_slices)
+            self._apply(self._tokens, y, x, module, scale)
+
+    def add_lora_logits(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """Add the adapters' part to logits; y may have more columns than B has rows (padding)."""
+        if self._logits_slot is not None:
+            plan = plan_rows([self._logits_slot] * (x.numel() // x.shape[-1]))
+        else:
+            plan = self._sampled
+        if plan.spans:
+            module = self._module((lora_a_stacked,), (lora_b_stacked,), (y.shape[-1],))
+            self._apply(plan, y, x, module, scale, exact_rows=True)
+
+    def add_lora_embedding(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_b_stacked: torch.Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """y += x @ B.T, where x [rows, max rank] are the rows of A that the layer looked up.
+
+        The layer looks rows without adapter up in slot 0; their x is not used here.
+        """
+        self.add_expand(y, (x,), (lora_b_stacked,), (y.shape[-1],), add_inputs=add_inputs)
+
+    def add_shrink(
+        self,
+        y: tuple[torch.Tensor, ...] | torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """y[i] = scale * x @ A[i].T per slice; rows without adapter become 0.
+
+        Only the fully sharded layers of tensor parallelism call this and `add_expand`.
+        """
+        x = x.view(-1, x.shape[-1])
+        self._check_rows(self._tokens, x)
+        for out, stack in zip(y, lora_a_stacked, strict=True):
+            out.zero_()
+            for run in self._tokens.runs():
+                a = stack[run.slot].flatten(0, -2)
+                rows = x[run.start : run.end].to(torch.promote_types(x.dtype, out.dtype))
+                part = torch.mm(rows, a.t().to(rows.dtype))
+                out.view(-1, out.shape[-1])[run.start : run.end, : a.shape[0]] = part * scale
+
+    def add_expand(
+        self,
+        y: torch.Tensor,
+        x: tuple[torch.Tensor, ...] | torch.Tensor,
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        output_slices: tuple[int, ...],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """y[:, slice i] += x[i] @ B[i].T; with add_inputs False, = (0 in rows without adapter)."""
+        y = y.view(-1, y.shape[-1])
+        start = offset_start
+        for rows, stack, size in zip(x, lora_b_stacked, output_slices, strict=True):
+            self._check_rows(self._tokens, rows)
+            width = min(size, stack.shape[-2])
+            out = y[:, start : start + width]
+            start += size
+            if not add_inputs:
+                out.zero_()
+            for run in self._tokens.runs():
+                b = stack[run.slot].flatten(0, -2)[:width]
+                exact = torch.promote_types(rows.dtype, b.dtype)
+                part = torch.mm(rows[run.start : run.end].to(exact), b.t().to(exact))
+                out[run.start : run.end] += part
+
+    def apply_lora_full_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        weight_stacked: torch.Tensor,
+        bias_stacked: torch.Tensor,
+        module_enabled: torch.Tensor,
+    ) -> None:
+        """Replace y by x @ weight.T + bias in rows whose adapter brings a whole layer.
+
+        weight_stacked [slots, 1, out, in], bias_stacked [slots, out], module_enabled [slots] bool.
+        """
+        self._check_rows(self._sampled, x, exact=True)
+        for run in self._sampled.runs():
+            if bool(module_enabled[run.slot]):
+                weight = weight_stacked[run.slot, 0].float()
+                rows = torch.mm(x[run.start : run.end].float(), weight.t())
+                y[run.start : run.end] = rows + bias_stacked[run.slot].float()
+
+    def _module(self, a_stacks: Stacks, b_stacks: Stacks, sizes: Sequence[int]) -> ModulePacks:
+        """The packs of the module that owns these stacks."""
+        key = id(b_stacks[0])
+        module = self._modules.get(key)
+        # The packs keep the stacks alive, so a live entry's id cannot have been given away.
+        if module is None:
+            offsets = (0, *accumulate(sizes))[: len(sizes)]
+            module = self._modules[key] = ModulePacks(a_stacks, b_stacks, offsets)
+        return module
+
+    def _apply(
+        self,
+        plan: Plan,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        module: ModulePacks,
+        scale: float,
+        *,
+        exact_rows: bool = False,
+    ) -> None:
+        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        self._check_rows(plan, x, exact=exact_rows)
+        slots = self._slots if plan.slots <= self._slots else plan.slots
+        native = torch.promote_types(x.dtype, torch.promote_types(y.dtype, module.dtype))
+        for span in plan.spans:
+            rank = module.rank(slots if span.slot is None else frozenset((span.slot,)))
+            if rank == 0:
+                continue
+            dtype = torch.float32 if span.rows * rank <= SMALL_PRODUCT else native
+            pack = module.get(slots, dtype)
+            if span.slot is not None or not pack.finite:
+                # A NaN in one adapter's B would reach every row of a masked product.
+                for run in span.runs:
+                    first, last = pack.columns[run.slot]
+                    if first != last:
+                        _add_product(
+                            y, x, run, pack.down[:, first:last], pack.up[first:last], scale
+                        )
+            else:
+                foreign = plan.foreign(span, pack.column_slots)
+                _add_product(y, x, span, pack.down, pack.up, scale, foreign)
+
+    def _check_rows(self, plan: Plan, x: torch.Tensor, *, exact: bool = False) -> None:
+        """Wrong rows would get wrong adapters without anybody noticing: better to fail."""
+        if x.shape[0] < plan.rows or (exact and x.shape[0] != plan.rows):
+            raise RuntimeError(
+                f"LoRA rows do not match the batch: {x.shape[0]} rows, mapping for {plan.rows}"
+            )
+
+
+def _add_product(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    rows: Run | Span,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scale: float,
+    foreign: torch.Tensor | None = None,
+) -> None:
+    """y[rows] += scale * x[rows] @ down @ up, in the packs' dtype, rounded to y's once."""
+    inner = torch.mm(x[rows.start : rows.end].to(down.dtype), down)
+    if foreign is not None:
+        # Not a product with 0: that would keep a NaN or Inf of another row's adapter.
+        inner.masked_fill_(foreign, 0)
+    width = min(up.shape[1], y.shape[1])
+    target = y[rows.start : rows.end, :width]
+    if target.dtype == inner.dtype:
+        target.addmm_(inner, up[:, :width], alpha=scale)
+    else:
+        target.add_(torch.mm(inner, up[:, :width]), alpha=scale)
+
+
+def slots_to_pack(packed: frozenset[int], used: frozenset[int]) -> frozenset[int]:
+    """Which slots the packs should hold when a step uses `used` and they hold `packed`.
+
+    Packing again costs milliseconds, and masked columns that nobody uses cost a little in every
+    step: slots stay packed while they are few or at most as many as the used ones.
+    """
+    union = packed | used
+    return union if len(union) <= max(4, 2 * len(used)) else used
