@@ -1,0 +1,53 @@
+"""The command tree: one row a command."""
+
+from __future__ import annotations
+
+import click
+
+from server.cli.options import Group
+
+COMMANDS = {
+    "init": "server.cli.commands.store:init",
+    "base": "server.cli.app:base",
+    "register": "server.cli.commands.intake:register",
+    "inspect": "server.cli.commands.intake:inspect",
+    "ls": "server.cli.commands.adapters:ls",
+    "show": "server.cli.commands.adapters:show",
+    "rm": "server.cli.commands.adapters:rm",
+    "history": "server.cli.commands.tags:history",
+    "tag": "server.cli.commands.tags:tag",
+    "rollback": "server.cli.commands.tags:rollback",
+    "serve": "server.cli.commands.serve:serve",
+    "engines": "server.cli.commands.engines:engines",
+    "doctor": "server.cli.commands.store:doctor",
+    "gc": "server.cli.commands.store:gc",
+    "verify": "server.cli.commands.store:verify",
+    "completion": "server.cli.commands.completion:completion",
+}
+
+BASE_COMMANDS = {
+    "add": "server.cli.commands.bases:add",
+    "ls": "server.cli.commands.bases:ls",
+    "show": "server.cli.commands.bases:show",
+    "rm": "server.cli.commands.bases:rm",
+}
+
+
+@click.group(cls=Group, table=COMMANDS, invoke_without_command=True)
+@click.version_option(package_name="adapterctl", prog_name="adapterctl")
+@click.pass_context
+def root(context: click.Context) -> None:
+    """Register LoRA adapters from any trainer and serve them on one shared base.
+
+    Every command works on a store directly (--store) or over the admin API of a running
+    server (--server).
+    """
+    if context.invoked_subcommand is None:
+        if context.obj.json:
+            raise click.UsageError("Missing command")
+        click.echo(context.get_help())
+
+
+@click.group(cls=Group, table=BASE_COMMANDS)
+def base() -> None:
+    """Register base models."""

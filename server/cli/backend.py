@@ -1,0 +1,114 @@
+"""What a command needs, whether a store or a server answers.
+
+LocalBackend (a Catalog) and RemoteBackend (the admin API) implement it and pass the same
+contract tests. Every method raises AdapterctlError only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from adapters.models import (
+    AdapterRecord,
+    BaseRecord,
+    Inspection,
+    Manifest,
+    Registered,
+    TagChange,
+    VersionRecord,
+)
+from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
+
+
+def _ignore_step(text: str) -> None:
+    pass
+
+
+def _ignore_progress(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how long work goes on: a new step, and how much of it is done."""
+
+    step: Callable[[str], None] = _ignore_step
+    progress: Callable[[int, int], None] = _ignore_progress
+
+
+class Backend(Protocol):
+    """One store, here or behind a server."""
+
+    def close(self) -> None:
+        """Release connections; the backend is not used after."""
+
+    def init(self) -> StoreInfo:
+        """Make the store if it is not there."""
+
+    def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
+        """Register the Hugging Face model directory `path` (on the backend's machine)."""
+
+    def bases(self) -> Sequence[BaseRecord]:
+        """All bases, by name."""
+
+    def base(self, name: str) -> BaseRecord:
+        """One base, or BaseNotFound."""
+
+    def base_rm(self, name: str) -> None:
+        """Forget a base; InUse while versions need it."""
+
+    def register(
+        self,
+        source: str,
+        *,
+        name: str,
+        base: str,
+        tag: str | None,
+        format: str | None,
+        dry_run: bool,
+        watch: Watch,
+    ) -> Registered:
+        """Check an artifact and make it a version; with `dry_run` only check it."""
+
+    def inspect(
+        self, source: str, *, format: str | None, base: str | None, watch: Watch
+    ) -> Inspection:
+        """What the artifact is; registers nothing."""
+
+    def adapters(self) -> Sequence[AdapterRecord]:
+        """All adapters, by name."""
+
+    def adapter(self, name: str) -> AdapterRecord:
+        """One adapter, or AdapterNotFound."""
+
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
+        """The version a reference names, and where it came from."""
+
+    def rm(self, reference: str, *, force: bool) -> Sequence[str]:
+        """Remove what the reference names; returns what went."""
+
+    def history(self, name: str) -> Sequence[TagChange]:
+        """Every move of every tag of an adapter."""
+
+    def tag(self, reference: str, version: str | None, *, default: bool) -> TagChange:
+        """Point NAME:TAG at a version; None, only with `default`, leaves it where it is."""
+
+    def delete_tag(self, reference: str) -> TagChange:
+        """Remove NAME:TAG; the version stays."""
+
+    def rollback(self, reference: str) -> TagChange:
+        """Point NAME:TAG back at what it named before."""
+
+    def gc(self, *, dry_run: bool) -> GcAnswer:
+        """Remove what no version needs and no engine holds."""
+
+    def verify(self, watch: Watch) -> VerifyAnswer:
+        """Hash everything again."""
+
+    def engines(self) -> Sequence[dict[str, Any]] | None:
+        """The engines of the running server; None when no server runs."""
+
+    def doctor(self) -> Sequence[Check]:
+        """What is right and wrong with environment, store and server."""

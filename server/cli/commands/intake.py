@@ -1,0 +1,138 @@
+"""register and inspect."""
+
+from __future__ import annotations
+
+import click
+
+from adapters.models import Inspection, Registered
+from server.cli.backend import Watch
+from server.cli.complete import adapter_names, base_names
+from server.cli.options import Command
+from server.cli.output import clean, emit_json, fields, progress, say, short_digest, style
+from server.cli.session import Session, pass_session
+
+_SOURCE = click.argument("source", metavar="SOURCE", type=click.Path())
+_FORMAT = click.option(
+    "--format", metavar="F", help="What the artifact is; by default found out from its files."
+)
+
+
+@click.command(cls=Command)
+@_SOURCE
+@click.option(
+    "--name",
+    required=True,
+    metavar="NAME",
+    shell_complete=adapter_names,
+    help="The adapter to add a version to; a new name makes a new adapter.",
+)
+@click.option(
+    "--base",
+    required=True,
+    metavar="BASE",
+    shell_complete=base_names,
+    help="The registered base it was trained on.",
+)
+@click.option("--tag", metavar="T", help="Also point this tag at it; `latest` always moves.")
+@_FORMAT
+@click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
+@pass_session
+def register(
+    session: Session,
+    source: str,
+    name: str,
+    base: str,
+    tag: str | None,
+    format: str | None,
+    dry_run: bool,
+) -> None:
+    """Check the artifact SOURCE tensor by tensor against BASE and make it a version of NAME.
+
+    SOURCE is a directory; with --server, one on the server's machine. The same content again
+    gives the same version.
+    """
+    try:
+        with progress(json_mode=session.json) as shown:
+            registered = session.backend().register(
+                source,
+                name=name,
+                base=base,
+                tag=tag,
+                format=format,
+                dry_run=dry_run,
+                watch=Watch(shown.step, shown.advance),
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "interrupted: nothing is half done, the same command can simply be run again"
+        ) from None
+    if session.json:
+        emit_json(registered.model_dump(mode="json"))
+    else:
+        _say_registered(registered, dry_run=dry_run)
+
+
+@click.command(cls=Command)
+@_SOURCE
+@click.option(
+    "--base",
+    metavar="BASE",
+    shell_complete=base_names,
+    help="Check it against this base only; by default against every registered one.",
+)
+@_FORMAT
+@pass_session
+def inspect(session: Session, source: str, base: str | None, format: str | None) -> None:
+    """Say what the artifact SOURCE is, how it would be served and what is wrong with it.
+
+    Registers nothing. Exits 0 also when the artifact has problems: saying so is the answer.
+    """
+    with progress(json_mode=session.json) as shown:
+        found = session.backend().inspect(
+            source, format=format, base=base, watch=Watch(shown.step, shown.advance)
+        )
+    if session.json:
+        emit_json(found.model_dump(mode="json"))
+    else:
+        _say_inspection(found)
+
+
+def _say_registered(registered: Registered, *, dry_run: bool) -> None:
+    version = f"{registered.name}:{registered.version}"
+    if dry_run:
+        say(f"{version} could be registered; nothing was changed (--dry-run)")
+    elif registered.created:
+        say(f"Registered {version}")
+    else:
+        say(f"{version} is there already with this very content")
+    fields(
+        [
+            ("digest", short_digest(registered.digest)),
+            ("base", registered.base),
+            ("format", registered.format),
+            ("method", f"{registered.method}, rank {registered.rank}"),
+            ("lane", registered.lane),
+            ("tags", ", ".join(registered.tags) or "-"),
+            *(("reason", reason) for reason in registered.reasons),
+        ]
+    )
+
+
+def _say_inspection(found: Inspection) -> None:
+    fields(
+        [
+            ("format", found.format or "unknown"),
+            ("method", found.method or "unknown"),
+            ("rank", "-" if found.rank is None else str(found.rank)),
+            ("base", found.base or "none of the registered ones"),
+            ("trained on", found.base_by_trainer or "-"),
+            ("trainer", found.trainer or "-"),
+            ("targets", ", ".join(found.targets) or "-"),
+            ("lane", found.lane or "-"),
+            *(("reason", reason) for reason in found.reasons),
+        ]
+    )
+    for problem in found.problems:
+        say(f"{style('problem', fg='red')}  {clean(problem)}")
+    if not found.problems:
+        say("No problems: adapterctl register would take it.")

@@ -1,0 +1,99 @@
+"""serve: the server itself, in the foreground. Every setting is an option."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+import typing
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic.fields import FieldInfo
+
+from adapters.errors import UsageError
+from server.cli.complete import base_names
+from server.cli.options import Command
+from server.cli.output import emit_json
+from server.cli.session import STORE_VARIABLE, Session, default_store, pass_session
+from server.settings import ENV_PREFIX, ServeSettings, load_settings
+
+
+def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option a setting. Their defaults stay with the settings: a flag that is not given
+    must not beat the environment or the configuration file."""
+    for name, field in reversed(ServeSettings.model_fields.items()):
+        if name != "store":  # a global option
+            command = _option(name, field)(command)
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    flag = "--" + name.replace("_", "-")
+    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}]"
+    if name == "engine_arguments":
+        return click.option(
+            "--engine-argument", name, multiple=True, metavar="ARGUMENT", help=f"{text} Repeatable."
+        )
+    default = None if field.is_required() or field.default is None else f"{field.default}"
+    return click.option(
+        flag,
+        name,
+        type=_type(field),
+        help=text,
+        show_default=default or False,
+        metavar=name.rpartition("_")[2].upper(),
+        shell_complete=base_names if name == "base" else None,
+    )
+
+
+def _type(field: FieldInfo) -> type[int] | type[float] | type[str]:
+    """What click should read; bounds are the settings' business."""
+    kinds = {field.annotation, *typing.get_args(field.annotation)}
+    if int in kinds:
+        return int
+    return float if float in kinds else str
+
+
+@click.command(cls=Command)
+@click.option("--config", metavar="FILE", type=click.Path(), help="Settings in a TOML file.")
+@_setting_options
+@pass_session
+def serve(session: Session, /, config: str | None, **flags: Any) -> None:
+    """Serve BASE and every adapter registered for it, until Ctrl-C.
+
+    A flag beats the environment, which beats the configuration file. With --json what the
+    server says goes to stderr, and stdout gets one document when it has ended.
+    """
+    if session.server is not None:
+        raise UsageError("--server is for the other commands: serve starts one on a --store")
+    file = None if config is None else Path(config)
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    settings = load_settings(file, {**given, **_store(session, file)})
+    from server.gateway.serve import run
+
+    if not session.json:
+        run(settings)
+        return
+    with redirect_stdout(sys.stderr):
+        run(settings)
+    emit_json({"store": str(settings.store), "base": settings.base, "state": "stopped"})
+
+
+def _store(session: Session, file: Path | None) -> dict[str, Path]:
+    """The store if a flag names it, or if nothing does."""
+    if session.store is not None:
+        return {"store": session.store_root()}
+    if os.environ.get(STORE_VARIABLE) or (file is not None and _names_store(file)):
+        return {}
+    return {"store": default_store()}
+
+
+def _names_store(file: Path) -> bool:
+    try:
+        return "store" in tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # load_settings says what is wrong with it

@@ -1,0 +1,69 @@
+"""What the shell may complete: names, tags and versions that exist.
+
+Runs at every press of TAB, so it never fails and never waits long: no store, no suggestions.
+"""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+
+from adapters.errors import AdapterctlError
+from adapters.models import AdapterRecord, BaseRecord
+from server.cli.session import session_of
+
+
+def base_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of bases."""
+    return [
+        CompletionItem(base.name, help=base.architecture)
+        for base in _bases(context)
+        if base.name.startswith(incomplete)
+    ]
+
+
+def adapter_names(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of adapters."""
+    return [
+        CompletionItem(adapter.name)
+        for adapter in _adapters(context)
+        if adapter.name.startswith(incomplete)
+    ]
+
+
+def references(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """NAME, and once a colon is there, NAME:TAG and NAME:vN."""
+    name, colon, _ = incomplete.partition(":")
+    if not colon:
+        return adapter_names(context, parameter, incomplete)
+    found = [adapter for adapter in _adapters(context) if adapter.name == name]
+    labels = [label for adapter in found for label in (*sorted(adapter.tags), *_labels(adapter))]
+    return [
+        CompletionItem(f"{name}:{label}")
+        for label in labels
+        if f"{name}:{label}".startswith(incomplete)
+    ]
+
+
+def _labels(adapter: AdapterRecord) -> list[str]:
+    return [f"v{number}" for number in sorted(adapter.versions)]
+
+
+def _adapters(context: click.Context) -> list[AdapterRecord]:
+    try:
+        return list(session_of(context).backend().adapters())
+    except (AdapterctlError, OSError):
+        return []
+
+
+def _bases(context: click.Context) -> list[BaseRecord]:
+    try:
+        return list(session_of(context).backend().bases())
+    except (AdapterctlError, OSError):
+        return []

@@ -1,0 +1,149 @@
+"""LocalBackend: a store on this machine, with no server needed."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.catalog import Catalog
+from adapters.models import (
+    AdapterRecord,
+    BaseRecord,
+    Inspection,
+    Manifest,
+    Registered,
+    TagChange,
+    VersionRecord,
+)
+from adapters.store.layout import StoreLayout
+from server.cli.backend import Watch
+from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
+
+
+class LocalBackend:
+    """The store at `root`, opened at the first use."""
+
+    def __init__(self, root: Path, *, actor: str | None = None) -> None:
+        self._root = root
+        self._actor = actor if actor is not None else _user()
+        self._opened: Catalog | None = None
+
+    @property
+    def _catalog(self) -> Catalog:
+        if self._opened is None:
+            self._opened = Catalog.open(self._root)
+        return self._opened
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def init(self) -> StoreInfo:
+        created = not StoreLayout(self._root).marker.exists()
+        Catalog.init(self._root).close()
+        return StoreInfo(store=str(self._root), created=created)
+
+    def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
+        watch.step(f"reading {path}")
+        return self._catalog.base_add(name, Path(path).absolute())
+
+    def bases(self) -> Sequence[BaseRecord]:
+        return self._catalog.bases()
+
+    def base(self, name: str) -> BaseRecord:
+        return self._catalog.base(name)
+
+    def base_rm(self, name: str) -> None:
+        self._catalog.base_rm(name)
+
+    def register(
+        self,
+        source: str,
+        *,
+        name: str,
+        base: str,
+        tag: str | None,
+        format: str | None,
+        dry_run: bool,
+        watch: Watch,
+    ) -> Registered:
+        return self._catalog.register(
+            source,
+            name=name,
+            base=base,
+            tag=tag,
+            format=format,
+            dry_run=dry_run,
+            actor=self._actor,
+            on_step=watch.step,
+            progress=watch.progress,
+        )
+
+    def inspect(
+        self, source: str, *, format: str | None, base: str | None, watch: Watch
+    ) -> Inspection:
+        watch.step(f"reading {source}")
+        return self._catalog.inspect(source, format=format, base=base)
+
+    def adapters(self) -> Sequence[AdapterRecord]:
+        return self._catalog.adapters()
+
+    def adapter(self, name: str) -> AdapterRecord:
+        return self._catalog.adapter(name)
+
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
+        return self._catalog.show(reference), self._catalog.version_manifest(reference)
+
+    def rm(self, reference: str, *, force: bool) -> Sequence[str]:
+        return self._catalog.rm(reference, force=force, actor=self._actor)
+
+    def history(self, name: str) -> Sequence[TagChange]:
+        return self._catalog.history(name)
+
+    def tag(self, reference: str, version: str | None, *, default: bool) -> TagChange:
+        return self._catalog.tag(reference, version, actor=self._actor, default=default)
+
+    def delete_tag(self, reference: str) -> TagChange:
+        return self._catalog.delete_tag(reference, actor=self._actor)
+
+    def rollback(self, reference: str) -> TagChange:
+        return self._catalog.rollback(reference, actor=self._actor)
+
+    def gc(self, *, dry_run: bool) -> GcAnswer:
+        return GcAnswer.of(self._catalog.gc(dry_run=dry_run))
+
+    def verify(self, watch: Watch) -> VerifyAnswer:
+        watch.step("hashing every stored file")
+        return VerifyAnswer.of(self._catalog.verify(watch.progress))
+
+    def engines(self) -> Sequence[dict[str, Any]] | None:
+        from server.cli.remote import RemoteBackend
+        from server.cli.running import find_server
+        from server.cli.session import KEY_VARIABLE
+
+        StoreLayout(self._root).check_marker()
+        running = find_server(self._root)
+        if running is None:
+            return None
+        remote = RemoteBackend(running.url, os.environ.get(KEY_VARIABLE) or None)
+        try:
+            return remote.engines()
+        finally:
+            remote.close()
+
+    def doctor(self) -> Sequence[Check]:
+        from server.cli.doctor import examine
+
+        return examine(self._root)
+
+
+def _user() -> str:
+    """Who is at the keyboard, for the history."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "local"  # a container's user without a name

@@ -1,0 +1,160 @@
+"""RemoteBackend: the admin API of a running server, over the standard library's HTTP client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
+
+from adapters.errors import InvalidReference, ServerUnreachable
+from adapters.models import (
+    AdapterRecord,
+    BaseRecord,
+    Inspection,
+    Manifest,
+    Registered,
+    TagChange,
+    VersionRecord,
+)
+from adapters.references import check_name, parse_reference
+from server.cli.backend import Watch
+from server.cli.http import AdminConnection
+from server.gateway.admin_models import Check, GcAnswer, Removed, Shown, StoreInfo, VerifyAnswer
+
+T = TypeVar("T")
+
+
+class RemoteBackend:
+    """One server. `key` is sent as the bearer token; None sends none."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self._http = AdminConnection(url, key)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def init(self) -> StoreInfo:
+        return self._get("/store", StoreInfo)
+
+    def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
+        body = {"name": name, "path": _absolute(path)}
+        return self._work("/bases", body, BaseRecord, watch)
+
+    def bases(self) -> list[BaseRecord]:
+        return self._get("/bases", list[BaseRecord])
+
+    def base(self, name: str) -> BaseRecord:
+        return self._get(f"/bases/{_segment(check_name(name))}", BaseRecord)
+
+    def base_rm(self, name: str) -> None:
+        self._call("DELETE", f"/bases/{_segment(check_name(name))}", Removed)
+
+    def register(
+        self,
+        source: str,
+        *,
+        name: str,
+        base: str,
+        tag: str | None,
+        format: str | None,
+        dry_run: bool,
+        watch: Watch,
+    ) -> Registered:
+        body = {
+            "source": _absolute(source),
+            "name": name,
+            "base": base,
+            "tag": tag,
+            "format": format,
+            "dry_run": dry_run,
+        }
+        return self._work("/adapters", body, Registered, watch)
+
+    def inspect(
+        self, source: str, *, format: str | None, base: str | None, watch: Watch
+    ) -> Inspection:
+        body = {"source": _absolute(source), "format": format, "base": base}
+        return self._work("/inspect", body, Inspection, watch)
+
+    def adapters(self) -> list[AdapterRecord]:
+        return self._get("/adapters", list[AdapterRecord])
+
+    def adapter(self, name: str) -> AdapterRecord:
+        return self._get(f"/adapters/{_segment(check_name(name))}", AdapterRecord)
+
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
+        shown = self._get(f"/references/{_reference(reference)}", Shown)
+        return shown.version, shown.manifest
+
+    def rm(self, reference: str, *, force: bool) -> Sequence[str]:
+        path = f"/references/{_reference(reference)}?force={str(force).lower()}"
+        return self._call("DELETE", path, Removed).removed
+
+    def history(self, name: str) -> list[TagChange]:
+        return self._get(f"/adapters/{_segment(check_name(name))}/history", list[TagChange])
+
+    def tag(self, reference: str, version: str | None, *, default: bool) -> TagChange:
+        body = {"version": version, "default": default}
+        return self._call("PUT", _tag_path(reference), TagChange, body)
+
+    def delete_tag(self, reference: str) -> TagChange:
+        return self._call("DELETE", _tag_path(reference), TagChange)
+
+    def rollback(self, reference: str) -> TagChange:
+        return self._call("POST", f"{_tag_path(reference)}/rollback", TagChange)
+
+    def gc(self, *, dry_run: bool) -> GcAnswer:
+        return self._call("POST", "/gc", GcAnswer, {"dry_run": dry_run})
+
+    def verify(self, watch: Watch) -> VerifyAnswer:
+        return self._work("/verify", {}, VerifyAnswer, watch)
+
+    def engines(self) -> list[dict[str, Any]]:
+        return self._get("/engines", list[dict[str, Any]])
+
+    def doctor(self) -> list[Check]:
+        return self._get("/doctor", list[Check])
+
+    def _get(self, path: str, kind: type[T]) -> T:
+        return self._call("GET", path, kind)
+
+    def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        return self._read(kind, self._http.call(method, path, body))
+
+    def _work(self, path: str, body: Any, kind: type[T], watch: Watch) -> T:
+        return self._read(kind, self._http.work(path, body, watch))
+
+    def _read(self, kind: type[T], document: Any) -> T:
+        try:
+            # By way of JSON: the strict reading of dates, tuples and enums from text.
+            return TypeAdapter(kind).validate_json(json.dumps(document))
+        except ValidationError as error:
+            raise ServerUnreachable(
+                f"{self._http.url} answers in another shape than this adapterctl knows "
+                f"({error.error_count()} differences): use the same version on both sides"
+            ) from None
+
+
+def _absolute(path: str) -> str:
+    # What the user sees from here; the server has another working directory.
+    return str(Path(path).absolute())
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _reference(text: str) -> str:
+    # Parsed here too: an empty or odd one must not become another route.
+    return _segment(str(parse_reference(text)))
+
+
+def _tag_path(reference: str) -> str:
+    parsed = parse_reference(reference)
+    if parsed.tag is None:
+        raise InvalidReference(f"'{reference}' names no tag: write NAME:TAG, for example bot:prod")
+    return f"/adapters/{_segment(parsed.name)}/tags/{_segment(parsed.tag)}"

@@ -1,0 +1,185 @@
+"""`/admin/v1`: what the CLI does on a store, over HTTP.
+
+A reference stands in a path as one segment, `NAME:TAG` or `NAME@sha256:…`: names, tags and digests
+hold no slash, and colon and at-sign are plain characters of a path (RFC 3986, section 3.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response, Security
+from fastapi.security import HTTPBearer
+
+from adapters.catalog import Catalog
+from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
+from server.gateway.admin_jobs import JobRunner
+from server.gateway.admin_models import (
+    BaseAdd,
+    Check,
+    GcAnswer,
+    GcRequest,
+    InspectRequest,
+    RegisterRequest,
+    Removed,
+    Shown,
+    StoreInfo,
+    TagRequest,
+    VerifyAnswer,
+)
+from server.gateway.admin_route import EVENTS, actor_of, answer_with_job, guarded_route
+from server.gateway.auth import AdminGate
+
+Engines = Callable[[], list[dict[str, Any]]]
+
+# For /docs only: the gate has looked at the header before FastAPI comes to it.
+_BEARER = Security(HTTPBearer(auto_error=False, description="An admin key."))
+
+
+def admin_router(
+    catalog: Catalog,
+    *,
+    refresh: Callable[[], object],
+    engines: Engines,
+    require_admin_key: bool,
+) -> APIRouter:
+    """The admin API of the store behind `catalog`.
+
+    `refresh` is called after every change, so that the server's snapshot has it before the
+    client is answered. `engines` describes the server's engines, a JSON object each.
+    `require_admin_key`: whether every request needs a key; without, programs on this machine
+    need none.
+    """
+    gate = AdminGate(catalog.key_for, require_key=require_admin_key)
+    router = APIRouter(
+        prefix="/admin/v1",
+        tags=["admin"],
+        route_class=guarded_route(gate, refresh),
+        dependencies=[_BEARER],
+    )
+    jobs = JobRunner(catalog.layout.root, refresh)
+    _add_base_routes(router, catalog, jobs)
+    _add_intake_routes(router, jobs)
+    _add_adapter_routes(router, catalog)
+    _add_tag_routes(router, catalog)
+    _add_store_routes(router, catalog, jobs)
+    _add_server_routes(router, catalog, engines)
+    return router
+
+
+def _answers(model: type) -> dict[int | str, dict[str, Any]]:
+    """How /docs describes a job: its result, or events if the client accepts them."""
+    return {
+        200: {
+            "model": model,
+            "description": f"The result; with `Accept: {EVENTS}` a stream of JSON lines: "
+            '`{"step"}`, `{"progress": [done, total]}`, at last `{"result"}` or `{"error"}`.',
+        }
+    }
+
+
+def _add_base_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> None:
+    @router.get("/bases", summary="List the bases")
+    def bases() -> list[BaseRecord]:
+        return list(catalog.bases())
+
+    @router.post("/bases", summary="Register a base", responses=_answers(BaseRecord))
+    async def base_add(request: Request, body: BaseAdd) -> Response:
+        return await answer_with_job(request, jobs, "base_add", body)
+
+    @router.get("/bases/{name}", summary="Show a base")
+    def base(name: str) -> BaseRecord:
+        return catalog.base(name)
+
+    @router.delete("/bases/{name}", summary="Forget a base")
+    def base_rm(name: str) -> Removed:
+        catalog.base_rm(name)
+        return Removed(removed=(name,))
+
+
+def _add_intake_routes(router: APIRouter, jobs: JobRunner) -> None:
+    @router.post("/adapters", summary="Register an artifact", responses=_answers(Registered))
+    async def register(request: Request, body: RegisterRequest) -> Response:
+        return await answer_with_job(request, jobs, "register", body)
+
+    @router.post("/inspect", summary="What an artifact is", responses=_answers(Inspection))
+    async def inspect(request: Request, body: InspectRequest) -> Response:
+        return await answer_with_job(request, jobs, "inspect", body)
+
+
+def _add_adapter_routes(router: APIRouter, catalog: Catalog) -> None:
+    @router.get("/adapters", summary="List the adapters")
+    def adapters() -> list[AdapterRecord]:
+        return list(catalog.adapters())
+
+    @router.get("/adapters/{name}", summary="Show an adapter: its versions and tags")
+    def adapter(name: str) -> AdapterRecord:
+        return catalog.adapter(name)
+
+    @router.get("/adapters/{name}/history", summary="Every move of its tags")
+    def history(name: str) -> list[TagChange]:
+        return list(catalog.history(name))
+
+    @router.get("/references/{reference}", summary="Show the version a reference names")
+    def show(reference: str) -> Shown:
+        version = catalog.show(reference)
+        return Shown(
+            reference=reference,
+            adapter=catalog.adapter(version.adapter),
+            version=version,
+            manifest=catalog.version_manifest(reference),
+        )
+
+    @router.delete("/references/{reference}", summary="Remove a version or a whole adapter")
+    def rm(
+        request: Request,
+        reference: str,
+        force: Annotated[bool, Query(description="Also while something uses it.")] = False,
+    ) -> Removed:
+        removed = catalog.rm(reference, force=force, actor=actor_of(request))
+        return Removed(removed=tuple(removed))
+
+
+def _add_tag_routes(router: APIRouter, catalog: Catalog) -> None:
+    path = "/adapters/{name}/tags/{tag}"
+
+    @router.put(path, summary="Point a tag at a version")
+    def tag_put(request: Request, name: str, tag: str, body: TagRequest) -> TagChange:
+        return catalog.tag(
+            f"{name}:{tag}", body.version, actor=actor_of(request), default=body.default
+        )
+
+    @router.delete(path, summary="Remove a tag")
+    def tag_delete(request: Request, name: str, tag: str) -> TagChange:
+        return catalog.delete_tag(f"{name}:{tag}", actor=actor_of(request))
+
+    @router.post(f"{path}/rollback", summary="Point a tag back at what it named before")
+    def rollback(request: Request, name: str, tag: str) -> TagChange:
+        return catalog.rollback(f"{name}:{tag}", actor=actor_of(request))
+
+
+def _add_store_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> None:
+    @router.get("/store", summary="Which store this server works on")
+    def store() -> StoreInfo:
+        return StoreInfo(store=str(catalog.layout.root), created=False)
+
+    @router.post("/gc", summary="Remove what no version needs and no engine holds")
+    def gc(body: GcRequest) -> GcAnswer:
+        return GcAnswer.of(catalog.gc(dry_run=body.dry_run))
+
+    @router.post("/verify", summary="Hash everything again", responses=_answers(VerifyAnswer))
+    async def verify(request: Request) -> Response:
+        return await answer_with_job(request, jobs, "verify", None)
+
+
+def _add_server_routes(router: APIRouter, catalog: Catalog, engines: Engines) -> None:
+    @router.get("/engines", summary="The engines of this server")
+    def engine_list() -> list[dict[str, Any]]:
+        return engines()
+
+    @router.get("/doctor", summary="Check environment, store and server")
+    def doctor() -> list[Check]:
+        from server.cli.doctor import examine
+
+        return examine(catalog.layout.root)

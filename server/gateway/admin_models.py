@@ -1,0 +1,119 @@
+"""The documents of the admin API that are not already in adapters.models.
+
+No FastAPI here: the CLI reads the same documents from the other end of the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from adapters.models import AdapterRecord, Frozen, Manifest, VersionRecord
+
+if TYPE_CHECKING:
+    from adapters.store.gc import GcReport
+    from adapters.store.verify import VerifyReport
+
+
+class StoreInfo(Frozen):
+    """The store a server or the CLI works on."""
+
+    store: str
+    created: bool
+
+
+class BaseAdd(Frozen):
+    """POST /bases: `path` is a Hugging Face model directory on the server's machine."""
+
+    name: str
+    path: str
+
+
+class RegisterRequest(Frozen):
+    """POST /adapters: `source` is a path on the server's machine."""
+
+    source: str
+    name: str
+    base: str
+    tag: str | None = None
+    format: str | None = None
+    dry_run: bool = False
+
+
+class InspectRequest(Frozen):
+    """POST /inspect: `source` is a path on the server's machine."""
+
+    source: str
+    format: str | None = None
+    base: str | None = None
+
+
+class TagRequest(Frozen):
+    """PUT /adapters/NAME/tags/TAG: `v3`, a digest or a tag; None only with `default`."""
+
+    version: str | None = None
+    default: bool = False
+
+
+class GcRequest(Frozen):
+    """POST /gc."""
+
+    dry_run: bool = False
+
+
+class Shown(Frozen):
+    """GET /references/REF: the version that a reference names now."""
+
+    reference: str
+    adapter: AdapterRecord
+    version: VersionRecord
+    manifest: Manifest
+
+
+class Removed(Frozen):
+    """What a DELETE removed, one line each."""
+
+    removed: tuple[str, ...]
+
+
+class GcAnswer(Frozen):
+    """POST /gc: what went or, with `dry_run`, would go."""
+
+    dry_run: bool
+    blobs: tuple[str, ...] = Field(description="Digests that no version names.")
+    staging: tuple[str, ...] = Field(description="Work that was cut short.")
+    leases: tuple[str, ...] = Field(description="What dead engines left.")
+    kept_for_engines: tuple[str, ...] = Field(
+        description="Digests that no version names but a running engine may read again."
+    )
+    bytes_freed: int
+
+    @classmethod
+    def of(cls, report: GcReport) -> GcAnswer:
+        """The store's report as a document."""
+        return cls(**asdict(report))
+
+
+class VerifyAnswer(Frozen):
+    """POST /verify: how much was hashed again, and what is wrong."""
+
+    blobs: int
+    bytes_read: int
+    orphans: tuple[str, ...] = Field(description="Intact digests that no version names.")
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, report: VerifyReport) -> VerifyAnswer:
+        """The store's report as a document."""
+        return cls(**asdict(report))
+
+
+class Check(Frozen):
+    """One line of `adapterctl doctor`."""
+
+    check: str
+    state: Literal["ok", "warning", "problem"]
+    found: str
+    fix: str | None = Field(None, description="What to do about it; None when all is well.")

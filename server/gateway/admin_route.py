@@ -1,0 +1,136 @@
+"""The kind of route the admin API is made of: admitted first, then read, then answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import anyio
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from adapters.errors import AdapterctlError, InvalidRequest
+from server.gateway.admin_jobs import Event, JobRunner
+from server.gateway.auth import AdminGate
+from server.gateway.body import read_body
+
+EVENTS = "application/x-ndjson"
+MAX_BODY_BYTES = 64 * 1024
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRoute]:
+    """The route class behind `gate`; `refresh` is called when a request has changed something.
+
+    A dependency would come too late: FastAPI reads the body first, from anybody, of any size.
+    """
+
+    class GuardedRoute(APIRoute):
+        def get_route_handler(self) -> Handler:
+            answer = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                request.state.actor = await gate.admit(request)
+                body = await read_body(request, MAX_BODY_BYTES)
+                response = await answer(Request(request.scope, _replay(body, request.receive)))
+                if request.method != "GET":
+                    await run_in_threadpool(refresh)
+                return response
+
+            return guarded
+
+    return GuardedRoute
+
+
+def actor_of(request: Request) -> str:
+    """Who was admitted, for the registry's history."""
+    actor = request.state.actor
+    assert isinstance(actor, str)
+    return actor
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body that was read already, then what the connection goes on to say."""
+    told = False
+
+    async def replay() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def answer_with_job(
+    request: Request, jobs: JobRunner, operation: str, arguments: BaseModel | None
+) -> Response:
+    """The result of a job; as events while it works if the client accepts them.
+
+    A client that hangs up ends the job.
+    """
+    actor = actor_of(request)
+    if EVENTS in request.headers.get("accept", ""):
+        events = jobs.events(operation, arguments, actor)
+        try:
+            # An early refusal keeps its real status.
+            first = await anext(events)
+        except BaseException:
+            await events.aclose()
+            raise
+        return EventStream(first, events)
+    return await _whole(request, jobs.result(operation, arguments, actor))
+
+
+async def _whole(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait([working, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise InvalidRequest("the client hung up")
+        return JSONResponse(await working)
+    finally:
+        gone.cancel()
+        working.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([working])
+
+
+async def _hang_up(request: Request) -> None:
+    """Returns when the client is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """Events, a JSON document a line; the last is a result or an error."""
+
+    def __init__(self, first: Event, rest: AsyncGenerator[Event]) -> None:
+        self._rest = rest
+        super().__init__(_lines(first, rest), media_type=EVENTS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Left in the middle by a client that hung up: the job must not go on.
+            with anyio.CancelScope(shield=True):
+                await self._rest.aclose()
+
+
+async def _lines(first: Event, rest: AsyncGenerator[Event]) -> AsyncGenerator[str]:
+    yield json.dumps(first) + "\n"
+    try:
+        async for event in rest:
+            yield json.dumps(event) + "\n"
+    except AdapterctlError as error:
+        yield json.dumps(error.body()) + "\n"

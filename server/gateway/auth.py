@@ -1,0 +1,97 @@
+"""Who may use the admin API.
+
+Beyond loopback: whoever holds a key with the scope `admin`. On loopback no key is needed, but
+then a web page in a browser on this machine must not get through either: neither by a plain
+cross-site request (it says where it comes from) nor by a name that resolves to 127.0.0.1 (it
+shows in Host: DNS rebinding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from adapters.errors import Forbidden, Unauthorized
+from adapters.registry.reader import KeyRecord
+
+ADMIN_SCOPE = "admin"
+
+# What proxies add: behind one, everybody seems to come from this machine.
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+class AdminGate:
+    """Lets a request in or raises Unauthorized (401) or Forbidden (403).
+
+    `key_for`: secret -> its record, None for an unknown or revoked one; may read the disk.
+    """
+
+    def __init__(self, key_for: Callable[[str], KeyRecord | None], *, require_key: bool) -> None:
+        self._key_for = key_for
+        self._require_key = require_key
+
+    async def admit(self, request: Request) -> str:
+        """Returns the actor for the registry's history."""
+        header = request.headers.get("authorization")
+        if header is not None:
+            return await self._by_key(header)
+        if self._require_key:
+            raise Unauthorized(
+                "the admin API needs a key: send 'Authorization: Bearer KEY' "
+                "(adapterctl takes it from ADAPTERCTL_KEY)"
+            )
+        _check_local(request)
+        return "admin"
+
+    async def _by_key(self, header: str) -> str:
+        scheme, _, secret = header.partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
+            raise Unauthorized("the Authorization header must read 'Bearer KEY'")
+        key = await run_in_threadpool(self._key_for, secret)
+        if key is None:
+            raise Unauthorized("this key is unknown or revoked")
+        if ADMIN_SCOPE not in key.scopes:
+            raise Forbidden(f"key '{key.label}' has no scope '{ADMIN_SCOPE}'")
+        return f"key:{key.label}"
+
+
+def _check_local(request: Request) -> None:
+    """Without a key: only a program on this machine, and no web page."""
+    host = _host_name(request.headers.get("host", ""))
+    if not _loopback(host):
+        raise Forbidden(
+            f"without a key the admin API answers to loopback names only, not to '{host}': "
+            "use http://127.0.0.1 or send a key"
+        )
+    if any(name in request.headers for name in _PROXY_HEADERS):
+        raise Forbidden("a request that comes through a proxy needs a key for the admin API")
+    origin = request.headers.get("origin")
+    same_host = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not same_host or request.headers.get("sec-fetch-site", "none") not in (
+        "none",
+        "same-origin",
+    ):
+        raise Forbidden("a web page of another site cannot use the admin API without a key")
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header: `localhost:8000` -> `localhost`, `[::1]:8000` -> `::1`."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _loopback(host: str) -> bool:
+    """Whether a name can only mean this machine: `127.0.0.1.example.com` can mean any."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
