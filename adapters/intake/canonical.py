@@ -1,0 +1,157 @@
+"""The canonical form: plain LoRA in PEFT's layout, scale folded in, the same bytes every time."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapters.errors import DamagedArtifact
+from adapters.intake import tensors
+from adapters.intake.lora import LoraPair
+from adapters.intake.mapping import PREFIX, leaf_names
+from adapters.store.durable import store_error
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What reading a pair's values showed: the dtypes to write, and whether it does anything."""
+
+    a_dtype: str
+    b_dtype: str
+    effective: bool
+
+
+def prove(pair: LoraPair, engine_dtype: str) -> Proof:
+    """Read the pair once; raises DamagedArtifact if an engine could not compute with it.
+
+    NaN and infinity never pass: one such weight poisons a stock engine's KV cache for every
+    tenant. Values are also rounded to the engine's dtype, where fp16 overflows at 65504.
+    """
+    a, b = pair.load_a(), pair.load_b()
+    live = [
+        _survives(a, pair.a_name, engine_dtype, "it"),
+        _survives(b, pair.b_name, engine_dtype, "with alpha/r folded in, it"),
+    ]
+    return Proof(tensors.dtype_of(a), tensors.dtype_of(b), effective=all(live))
+
+
+def _survives(values: torch.Tensor, name: str, engine_dtype: str, subject: str) -> bool:
+    held = tensors.rounded(values, engine_dtype)
+    bad = tensors.non_finite(held)
+    if bad:
+        raise DamagedArtifact(
+            f"tensor '{name}': {subject} has {bad} value{'s' if bad > 1 else ''} too large for "
+            f"{engine_dtype}, the base's dtype; the adapter cannot be served on this base"
+        )
+    return not tensors.is_zero(held)
+
+
+def config_of(pairs: Sequence[LoraPair]) -> dict[str, Any]:
+    """adapter_config.json: alpha equals the rank everywhere, so every scale is exactly 1.
+
+    Ranks other than the largest stand under the module's full name, anchored: PEFT and vLLM
+    both match re.match(rf"(.*\\.)?({key})$", module), and `^` keeps a name that is another's
+    ending from matching it.
+    """
+    rank = max(pair.rank for pair in pairs)
+    pattern = {f"^{re.escape(pair.module.name)}": pair.rank for pair in pairs if pair.rank != rank}
+    return {
+        "alpha_pattern": pattern,
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": rank,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": pattern,
+        "target_modules": list(leaf_names(pair.module.name for pair in pairs)),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    source: str
+    dtype: str
+    shape: tuple[int, int]
+    load: Callable[[], torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1] * tensors.item_size(self.dtype)
+
+
+def write_canonical(
+    pairs: Sequence[LoraPair],
+    proofs: Sequence[Proof],
+    staging: Path,
+    progress: Callable[[int], None],
+) -> None:
+    """Write both files into `staging`, one tensor in memory at a time; not fsynced.
+
+    `progress` is told the bytes of each tensor written. Raises DamagedArtifact when the source
+    changed since it was proved, StoreError when `staging` cannot be written.
+    """
+    entries = _entries(pairs, proofs)
+    config = json.dumps(config_of(pairs), sort_keys=True, indent=2) + "\n"
+    try:
+        (staging / CONFIG).write_text(config, encoding="utf-8")
+        with (staging / WEIGHTS).open("wb") as file:
+            file.write(_header(entries))
+            for entry in entries:
+                file.write(_proved_bytes(entry))
+                progress(entry.size)
+    except OSError as fault:
+        raise store_error(staging, fault) from fault
+
+
+def _entries(pairs: Sequence[LoraPair], proofs: Sequence[Proof]) -> list[_Entry]:
+    """Widest dtype first, then by name: as safetensors orders them, so that all is aligned."""
+    found = []
+    for pair, proof in zip(pairs, proofs, strict=True):
+        spec = pair.module
+        a, b = ("lora_embedding_A", "lora_embedding_B")
+        if spec.kind != "embedding":
+            a, b = ("lora_A.weight", "lora_B.weight")
+        stem = f"{PREFIX}{spec.name}"
+        a_shape, b_shape = (pair.rank, spec.in_features), (spec.out_features, pair.rank)
+        found.append(_Entry(f"{stem}.{a}", pair.a_name, proof.a_dtype, a_shape, pair.load_a))
+        found.append(_Entry(f"{stem}.{b}", pair.b_name, proof.b_dtype, b_shape, pair.load_b))
+    return sorted(found, key=lambda entry: (-tensors.item_size(entry.dtype), entry.name))
+
+
+def _header(entries: Sequence[_Entry]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for entry in entries:
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [at, at + entry.size],
+        }
+        at += entry.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _proved_bytes(entry: _Entry) -> memoryview:
+    values = entry.load()
+    if tensors.dtype_of(values) != entry.dtype or tuple(values.shape) != entry.shape:
+        raise DamagedArtifact(f"tensor '{entry.source}' changed while it was read; try again")
+    return tensors.raw_bytes(values)

@@ -1,0 +1,176 @@
+"""Which directory holds the adapter, and which directories are never one."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import (
+    AmbiguousFormat,
+    InvalidConfig,
+    NotServable,
+    SourceUnreadable,
+    UnknownFormat,
+)
+
+CONFIG = "adapter_config.json"
+MAX_CONFIG_BYTES = 10_000_000
+
+# Directories that trainers write beside the result and that load without an error.
+_TRAPS = {
+    "pissa_init": "the adapter before training; register pissa_converted instead",
+    "pissa_backup": "PiSSA factors that do not belong to the original base; "
+    "register pissa_converted instead",
+    "initial_model": "the adapter before training; register converted/default instead",
+}
+_STATE_DIRECTORY = re.compile(r"global_step\d+|optimizer(_\d+)?|pytorch_model_fsdp_\d+")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A directory to judge a format by: its file names, and its adapter_config.json if any."""
+
+    path: Path
+    names: frozenset[str]
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The parsed adapter_config.json; None if there is none or it cannot be read."""
+        try:
+            return read_config(self.path)
+        except (InvalidConfig, SourceUnreadable):
+            return None
+
+    def has(self, pattern: str) -> bool:
+        """Does a file name match the whole regular expression `pattern`?"""
+        return any(re.fullmatch(pattern, name) for name in self.names)
+
+
+def list_directory(path: Path) -> Listing:
+    """The plain files of `path` by name; raises SourceUnreadable."""
+    try:
+        return Listing(path, frozenset(item.name for item in path.iterdir() if item.is_file()))
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
+
+
+def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
+    """The directory to read and notes about the choice; raises what is wrong with `source`."""
+    try:
+        if not source.exists():
+            raise SourceUnreadable(f"{source} does not exist; give the adapter's directory")
+        if not source.is_dir():
+            raise SourceUnreadable(_about_file(source))
+        path = source.resolve()
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {source}: {fault.strerror or fault}") from fault
+    listing = list_directory(path)
+    _refuse_trap(path)
+    if CONFIG in listing.names or any(name in listing.names for name in _WEIGHT_FILES):
+        return listing, ()
+    inner = _adapters_inside(path)
+    if not inner:
+        return listing, ()
+    chosen = _choose(source, inner)
+    return list_directory(chosen), (f"read from the subdirectory {chosen.name}",)
+
+
+def _about_file(source: Path) -> str:
+    if source.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
+        return f"{source.name} is an archive; unpack it and give the adapter's directory"
+    return f"{source} is a file; give the directory it is in"
+
+
+def _refuse_trap(path: Path) -> None:
+    reason = _TRAPS.get(path.name)
+    if reason is not None:
+        raise NotServable(f"the directory '{path.name}' holds {reason}")
+    if _STATE_DIRECTORY.fullmatch(path.name):
+        raise NotServable(
+            f"the directory '{path.name}' holds a trainer's optimizer state, no adapter; "
+            "register the directory with adapter_config.json"
+        )
+
+
+def _adapters_inside(path: Path) -> list[Path]:
+    try:
+        return sorted(
+            item
+            for item in path.iterdir()
+            if item.is_dir() and item.name not in _TRAPS and (item / CONFIG).is_file()
+        )
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
+
+
+def _choose(source: Path, inner: list[Path]) -> Path:
+    """PEFT puts an adapter that is not named `default` into a subdirectory of its name."""
+    results = [item for item in inner if not _CHECKPOINT.fullmatch(item.name)]
+    if len(results) == 1:
+        return results[0]
+    if results:
+        names = ", ".join(item.name for item in results[:5])
+        raise AmbiguousFormat(f"{source} holds several adapters ({names}); register one of them")
+    last = max(inner, key=lambda item: int(item.name.rpartition("-")[2]))
+    raise AmbiguousFormat(
+        f"{source} holds a training run's checkpoints and no adapter of its own; "
+        f"register one, for example {source / last.name}"
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """adapter_config.json in `path`; raises InvalidConfig or SourceUnreadable."""
+    file = path / CONFIG
+    try:
+        if not file.is_file():
+            raise InvalidConfig(f"{path} has no {CONFIG}; without it rank and scale are unknown")
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise InvalidConfig(
+                f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes; that is no config"
+            )
+        value = json.loads(file.read_bytes(), object_pairs_hook=_no_duplicates)
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {file}: {fault.strerror or fault}") from fault
+    except (ValueError, RecursionError) as fault:
+        raise InvalidConfig(f"{CONFIG} is not valid JSON: {str(fault)[:120]}") from None
+    if not isinstance(value, dict):
+        raise InvalidConfig(f"{CONFIG} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice[:60]}' is there twice")
+    return found
+
+
+def explain_unknown(listing: Listing) -> UnknownFormat:
+    """What a directory is that no format recognises."""
+    path = listing.path
+    if "config.json" in listing.names and listing.has(
+        r"(model|pytorch_model).*\.(safetensors|bin)"
+    ):
+        return UnknownFormat(
+            f"{path} is a whole model, not an adapter; add it as a base with 'adapterctl base add'"
+        )
+    if listing.has(r"(optimizer|scheduler)\.(pt|bin)|.*_optim_states\.pt|mp_rank_.*\.pt"):
+        return UnknownFormat(
+            f"{path} holds a trainer's state and no adapter_model.safetensors; register the "
+            "directory that the trainer saved the adapter to"
+        )
+    if not listing.names:
+        return UnknownFormat(f"{path} holds no files; give the adapter's directory")
+    shown = ", ".join(sorted(listing.names)[:4])
+    return UnknownFormat(
+        f"{path} holds no adapter in a known format (found: {shown}); "
+        "PEFT's has adapter_config.json and adapter_model.safetensors"
+    )

@@ -1,0 +1,344 @@
+"""Plain LoRA (and rsLoRA): from tensors and config to factors per module, all checked.
+
+ΔW = scale · B · A with A [r, in], B [out, r]; an embedding's A is [r, vocabulary], its B
+[hidden, r]. GPT-2's Conv1D stores its weight [in, out], yet PEFT's A and B keep this layout
+(peft/tuners/lora/layer.py transposes the product, not the factors), so one rule serves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from adapters.bases.embedding_lora import embedding_refusal
+from adapters.errors import (
+    ArtifactError,
+    BaseMismatch,
+    DamagedArtifact,
+    InvalidConfig,
+    NotHotServable,
+)
+from adapters.intake import tensors
+from adapters.intake.findings import Findings
+from adapters.intake.frozen_copies import check_copies
+from adapters.intake.mapping import LoraKey, ModuleIndex, parse_lora_key
+from adapters.intake.peft_config import LoraSettings, ModuleScale, describe_scale, parse_settings
+from adapters.intake.raw import LazyTensor, RawAdapter
+from adapters.models import BaseDescriptor, ModuleSpec
+
+if TYPE_CHECKING:
+    import torch
+
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """A module's factors in canonical form: A [rank, in], B [out, rank] with the scale in it.
+
+    The names are those of the source's tensors, for messages. The loads may be called more than
+    once and give the same values each time.
+    """
+
+    module: ModuleSpec
+    rank: int
+    a_name: str
+    b_name: str
+    load_a: Callable[[], torch.Tensor]
+    load_b: Callable[[], torch.Tensor]
+    size_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return self.rank * (self.module.in_features + self.module.out_features)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPlan:
+    """What will be written, or why not; `pairs` holds what is right even beside problems."""
+
+    pairs: tuple[LoraPair, ...]
+    scale: str
+    problems: tuple[ArtifactError, ...]
+    notes: tuple[str, ...]
+    # Full copies of base weights to compare before anything is written.
+    copies: tuple[Callable[[], None], ...] = ()
+
+
+@dataclass(slots=True)
+class _Halves:
+    """What was found for one module while the keys are sorted."""
+
+    spec: ModuleSpec
+    a: LazyTensor | None = None
+    b: LazyTensor | None = None
+
+
+def plan_lora(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
+    """Check every tensor's name, shape and dtype against config and base; reads no tensor data.
+
+    Raises InvalidConfig for a config that cannot be used at all; everything else is collected in
+    the plan's problems.
+    """
+    settings = parse_settings(raw.config)
+    findings = Findings()
+    halves, others = _sort_keys(raw, base, findings)
+    copies = check_copies(others, base, findings)
+    scales = settings.scales(list(halves))
+    pairs = [
+        pair
+        for module, found in halves.items()
+        if (pair := _pair(found, scales[module], base, findings)) is not None
+    ]
+    notes = list(_check_targets(settings, halves, base, findings))
+    if not halves and not findings:
+        findings.add("empty", DamagedArtifact("the adapter holds no LoRA tensors"))
+    if copies:
+        notes.append("unchanged copies of the base's embeddings were left out")
+    notes.extend(_layout_notes(settings, halves))
+    return LoraPlan(
+        pairs=tuple(sorted(pairs, key=lambda pair: pair.module.name)),
+        scale=describe_scale(scales, rslora=settings.rslora) if scales else "",
+        problems=findings.errors(),
+        notes=tuple(notes),
+        copies=copies,
+    )
+
+
+def _sort_keys(
+    raw: RawAdapter, base: BaseDescriptor, findings: Findings
+) -> tuple[dict[str, _Halves], dict[str, LazyTensor]]:
+    """Tensors by module; and those that are no LoRA factor."""
+    index = ModuleIndex(base.modules)
+    halves: dict[str, _Halves] = {}
+    others: dict[str, LazyTensor] = {}
+    infixes: dict[str | None, str] = {}
+    for name, tensor in raw.tensors.items():
+        key = parse_lora_key(name)
+        if key is None:
+            others[name] = tensor
+            continue
+        infixes.setdefault(key.infix, name)
+        spec = index.by_name.get(key.module)
+        if spec is None:
+            findings.add(
+                "unknown module",
+                BaseMismatch(
+                    f"tensor '{name}' is for '{key.module}', which the base does not have; "
+                    f"{index.explain(key.module)}"
+                ),
+            )
+        elif key.embedding != (spec.kind == "embedding"):
+            findings.add("kind", _wrong_kind(name, key, spec))
+        else:
+            _put(halves.setdefault(key.module, _Halves(spec)), name, key, tensor, findings)
+    if len(infixes) > 1:
+        names = " and ".join(f"'{name}'" for name in list(infixes.values())[:2])
+        findings.add(
+            "infix",
+            DamagedArtifact(f"the file mixes several adapters: {names}; save one by itself"),
+        )
+    return halves, others
+
+
+def _wrong_kind(name: str, key: LoraKey, spec: ModuleSpec) -> BaseMismatch:
+    wanted = "lora_embedding_A/B" if spec.kind == "embedding" else "lora_A/B"
+    return BaseMismatch(
+        f"tensor '{name}': '{key.module}' is {_a_kind(spec)} in the base, "
+        f"whose LoRA factors are named {wanted}"
+    )
+
+
+def _a_kind(spec: ModuleSpec) -> str:
+    return "an embedding" if spec.kind == "embedding" else "a linear layer"
+
+
+def _put(found: _Halves, name: str, key: LoraKey, tensor: LazyTensor, findings: Findings) -> None:
+    there = found.a if key.side == "A" else found.b
+    if there is not None:
+        findings.add(
+            "twice",
+            DamagedArtifact(
+                f"'{there.name}' and '{name}' are both lora_{key.side} of '{key.module}'; "
+                "one too many"
+            ),
+        )
+    elif key.side == "A":
+        found.a = tensor
+    else:
+        found.b = tensor
+
+
+def _pair(
+    found: _Halves, scale: ModuleScale, base: BaseDescriptor, findings: Findings
+) -> LoraPair | None:
+    spec, a, b = found.spec, found.a, found.b
+    if a is None or b is None:
+        lonely, missing = (a, "lora_B") if b is None else (b, "lora_A")
+        assert lonely is not None, "a module is entered with its first tensor"
+        findings.add(
+            "half a pair",
+            DamagedArtifact(
+                f"'{lonely.name}' has no {missing} beside it: half of the pair is missing"
+            ),
+        )
+        return None
+    sound = [_sound(tensor, findings) for tensor in (a, b)]
+    if not all(sound):
+        return None
+    fits = [
+        _fits(a, (scale.rank, spec.in_features), 1, "inputs", spec, findings),
+        _fits(b, (spec.out_features, scale.rank), 0, "outputs", spec, findings),
+        _has_rank(a, a.shape[0], scale.rank, findings)
+        and _has_rank(b, b.shape[1], scale.rank, findings),
+    ]
+    reason = _not_hot(spec, base)
+    if reason is not None:
+        findings.add(f"not hot {spec.name}", NotHotServable(f"'{a.name}': {reason}; {_MERGE}"))
+    if not all(fits) or reason is not None:
+        return None
+    return LoraPair(
+        module=spec,
+        rank=scale.rank,
+        a_name=a.name,
+        b_name=b.name,
+        load_a=partial(_finite, a),
+        load_b=partial(_folded, b, scale.scale),
+        size_bytes=a.count * tensors.item_size(a.dtype) + b.count * tensors.item_size(b.dtype),
+    )
+
+
+_MERGE = "merge the adapter into the base and serve the result"
+
+
+def _sound(tensor: LazyTensor, findings: Findings) -> bool:
+    """Two-dimensional, not empty, floating point."""
+    if tensor.count == 0:
+        findings.add(
+            "zero size",
+            DamagedArtifact(
+                f"tensor '{tensor.name}' has shape {list(tensor.shape)}, no values at all: its "
+                "shards were not gathered when it was saved (DeepSpeed ZeRO-3, FSDP)"
+            ),
+        )
+    elif len(tensor.shape) != 2:
+        findings.add(
+            "dimensions",
+            DamagedArtifact(
+                f"tensor '{tensor.name}' has shape {list(tensor.shape)}; a LoRA factor is a matrix"
+            ),
+        )
+    elif tensor.dtype not in FLOATS:
+        findings.add(
+            "dtype",
+            DamagedArtifact(
+                f"tensor '{tensor.name}' is {tensor.dtype}; LoRA factors are F16, BF16, F32 or F64"
+            ),
+        )
+    else:
+        return True
+    return False
+
+
+def _fits(
+    tensor: LazyTensor,
+    expected: tuple[int, int],
+    axis: int,
+    side: str,
+    spec: ModuleSpec,
+    findings: Findings,
+) -> bool:
+    if tensor.shape[axis] == expected[axis]:
+        return True
+    findings.add(
+        f"size {side}",
+        BaseMismatch(
+            f"tensor '{tensor.name}' has shape {list(tensor.shape)}, "
+            f"so {tensor.shape[axis]} {side}; "
+            f"'{spec.name}' of the base has {expected[axis]}: "
+            "the adapter was trained on another base"
+        ),
+    )
+    return False
+
+
+def _has_rank(tensor: LazyTensor, rank: int, declared: int, findings: Findings) -> bool:
+    if rank == declared:
+        return True
+    findings.add(
+        "rank",
+        InvalidConfig(
+            f"tensor '{tensor.name}' has shape {list(tensor.shape)}, so rank {rank}; "
+            f"adapter_config.json says {declared}"
+        ),
+    )
+    return False
+
+
+def _not_hot(spec: ModuleSpec, base: BaseDescriptor) -> str | None:
+    """Why vLLM would not apply a LoRA on this module as PEFT does; None if it does."""
+    leaf = spec.name.rpartition(".")[2]
+    if spec.kind == "embedding" or leaf == "lm_head":
+        rows = spec.in_features if spec.kind == "embedding" else spec.out_features
+        return embedding_refusal(
+            base.architecture, spec.name, vocabulary=rows, base_vocabulary=base.vocab_size
+        )
+    if leaf == "kv_b_proj":
+        # vllm/model_executor/layers/attention/mla_attention.py absorbs this weight for decoding.
+        return "vLLM applies a LoRA on kv_b_proj to the prompt only, not to generated tokens"
+    return None
+
+
+def _check_targets(
+    settings: LoraSettings, halves: Mapping[str, _Halves], base: BaseDescriptor, findings: Findings
+) -> list[str]:
+    """The config's targets and the tensors name the same modules."""
+    targeted = settings.targeted(base.modules)
+    if targeted is None:
+        return ["adapter_config.json names no target_modules; the tensors decided"]
+    if not halves:
+        return []
+    for module in sorted(targeted - halves.keys()):
+        findings.add(
+            "declared but absent",
+            DamagedArtifact(
+                f"adapter_config.json targets '{module}', but there are no tensors for it; "
+                "part of the adapter is missing"
+            ),
+        )
+    for module in sorted(halves.keys() - targeted):
+        findings.add(
+            "present but not declared",
+            InvalidConfig(
+                f"there are tensors for '{module}', which target_modules in adapter_config.json "
+                "does not cover: PEFT would ignore them"
+            ),
+        )
+    return []
+
+
+def _layout_notes(settings: LoraSettings, halves: Mapping[str, _Halves]) -> list[str]:
+    kinds = {found.spec.kind for found in halves.values()} - {"embedding"}
+    if kinds and settings.fan_in_fan_out != ("conv1d" in kinds):
+        return [
+            f"fan_in_fan_out is {str(settings.fan_in_fan_out).lower()} in adapter_config.json; the "
+            "base's layer decides, as in PEFT, and the factors are laid out alike either way"
+        ]
+    return []
+
+
+def _finite(tensor: LazyTensor) -> torch.Tensor:
+    values = tensor.load()
+    bad = tensors.non_finite(values)
+    if bad:
+        raise DamagedArtifact(
+            f"tensor '{tensor.name}' holds {bad} NaN or infinite value{'s' if bad > 1 else ''} "
+            f"of {tensor.count}: the training diverged or the file is damaged"
+        )
+    return values
+
+
+def _folded(tensor: LazyTensor, scale: float) -> torch.Tensor:
+    return tensors.fold(_finite(tensor), scale)

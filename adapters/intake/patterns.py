@@ -1,0 +1,66 @@
+"""Regular expressions out of an artifact's config, evaluated so that none can hang the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import regex
+
+from adapters.errors import InvalidConfig
+
+_MAX_LENGTH = 20_000
+_MAX_SECONDS = 5.0
+
+
+class Budget:
+    """The time all patterns of one artifact may take together."""
+
+    def __init__(self, seconds: float = _MAX_SECONDS):
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return max(self._end - time.monotonic(), 1e-3)
+
+
+def compile_pattern(pattern: str, where: str) -> regex.Pattern[str]:
+    """Compile a pattern of config key `where`; raises InvalidConfig."""
+    if len(pattern) > _MAX_LENGTH:
+        raise InvalidConfig(
+            f"{where}: a pattern of {len(pattern)} characters; at most {_MAX_LENGTH} are taken"
+        )
+    try:
+        return regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError, ValueError, MemoryError) as fault:
+        raise InvalidConfig(f"{where}: '{pattern[:80]}' is no valid pattern: {fault}") from None
+
+
+def matches(
+    pattern: regex.Pattern[str], name: str, where: str, budget: Budget, *, full: bool = False
+) -> bool:
+    """Does `pattern` match `name` (from its start; wholly if `full`)? Raises InvalidConfig."""
+    method = pattern.fullmatch if full else pattern.match
+    try:
+        return method(name, timeout=budget.left()) is not None
+    except TimeoutError:
+        raise InvalidConfig(
+            f"{where}: matching '{pattern.pattern[:80]}' takes too long; simplify the pattern"
+        ) from None
+
+
+class KeyPatterns:
+    """PEFT's rank_pattern / alpha_pattern: the first key that matches the module's end wins.
+
+    The rule is PEFT's get_pattern_key: re.match(rf"(.*\\.)?({key})$", module).
+    """
+
+    def __init__(self, keys: Iterable[str], where: str, budget: Budget):
+        self._where = where
+        self._budget = budget
+        self._compiled = [(k, compile_pattern(rf"(.*\.)?({k})$", where)) for k in keys]
+
+    def key_for(self, module: str) -> str | None:
+        for key, pattern in self._compiled:
+            if matches(pattern, module, self._where, self._budget):
+                return key
+        return None

@@ -1,0 +1,54 @@
+"""Format PEFT: adapter_config.json beside adapter_model.safetensors or adapter_model.bin."""
+
+from __future__ import annotations
+
+from adapters.errors import DamagedArtifact
+from adapters.intake import tensors
+from adapters.intake.locate import CONFIG, Listing, read_config
+from adapters.intake.provenance import guess_trainer, short_text
+from adapters.intake.raw import Provenance, RawAdapter
+
+SAFETENSORS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+_VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
+
+
+def recognises(listing: Listing) -> bool:
+    """PEFT's weights are there, or a config that names one of PEFT's tuners."""
+    if SAFETENSORS in listing.names or PICKLE in listing.names:
+        return True
+    return CONFIG in listing.names and (listing.config is None or "peft_type" in listing.config)
+
+
+def read(listing: Listing) -> RawAdapter:
+    """Config and tensors' headers; raises ArtifactError subclasses."""
+    config = read_config(listing.path)
+    notes: list[str] = []
+    if SAFETENSORS in listing.names:
+        weights = listing.path / SAFETENSORS
+        found = tensors.read_safetensors(weights)
+        if PICKLE in listing.names:
+            notes.append(f"{SAFETENSORS} was read, {PICKLE} beside it was not")
+    elif PICKLE in listing.names:
+        weights = listing.path / PICKLE
+        found = tensors.read_pickle(weights)
+    else:
+        raise DamagedArtifact(
+            f"{listing.path} has {CONFIG} but neither {SAFETENSORS} nor {PICKLE}; "
+            "save or copy the adapter again"
+        )
+    version = short_text(config, "peft_version")
+    return RawAdapter(
+        format="peft",
+        config=config,
+        tensors=found,
+        provenance=Provenance(
+            source=listing.path,
+            files=(listing.path / CONFIG, weights),
+            base_by_trainer=short_text(config, "base_model_name_or_path"),
+            trainer=guess_trainer(listing) or "PEFT",
+            trainer_version=f"PEFT {version}" if version else None,
+            notes=tuple(notes),
+        ),
+        extras=tuple(name for name in _VALUE_HEADS if name in listing.names),
+    )

@@ -1,0 +1,78 @@
+"""PEFT's other tuners by `peft_type`: what becomes of each.
+
+A literal table, so that every name gets its own right answer (and grep finds it). The ranks are
+those measured for PEFT 0.21.2 by comparing the merged weight with the base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Fate(Enum):
+    """What can be done with a method that is no plain LoRA."""
+
+    CONVERTIBLE = (
+        "its change has low rank, so it can become a plain LoRA, but that is not supported yet"
+    )
+    MERGE = "its change is no low-rank product, so no plain LoRA expresses it"
+    NEVER = "it depends on the input or adds virtual tokens, so neither lane can serve it"
+
+
+@dataclass(frozen=True, slots=True)
+class PeftType:
+    """`title` as people write it; `fate` what can become of it."""
+
+    title: str
+    fate: Fate
+
+
+PEFT_TYPES: Mapping[str, PeftType] = {
+    "ADALORA": PeftType("AdaLoRA", Fate.CONVERTIBLE),
+    "DELORA": PeftType("DeLoRA", Fate.CONVERTIBLE),
+    "DEFT": PeftType("DEFT", Fate.CONVERTIBLE),
+    "GRALORA": PeftType("GraLoRA", Fate.CONVERTIBLE),
+    "HRA": PeftType("HRA", Fate.CONVERTIBLE),
+    "LOHA": PeftType("LoHa", Fate.CONVERTIBLE),
+    "LOKR": PeftType("LoKr", Fate.CONVERTIBLE),
+    "MISS": PeftType("MiSS", Fate.CONVERTIBLE),
+    "BONE": PeftType("Bone", Fate.CONVERTIBLE),
+    "PEANUT": PeftType("PEANuT", Fate.CONVERTIBLE),
+    "PSOFT": PeftType("PSOFT", Fate.CONVERTIBLE),
+    "PVERA": PeftType("PVeRA", Fate.CONVERTIBLE),
+    "TINYLORA": PeftType("TinyLoRA", Fate.CONVERTIBLE),
+    "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.CONVERTIBLE),
+    "UNILORA": PeftType("UniLoRA", Fate.CONVERTIBLE),
+    "VBLORA": PeftType("VB-LoRA", Fate.CONVERTIBLE),
+    "VERA": PeftType("VeRA", Fate.CONVERTIBLE),
+    "ADAMSS": PeftType("AdaMSS", Fate.MERGE),
+    "BEFT": PeftType("BEFT", Fate.MERGE),
+    "BOFT": PeftType("BOFT", Fate.MERGE),
+    "C3A": PeftType("C3A", Fate.MERGE),
+    "FOURIERFT": PeftType("FourierFT", Fate.MERGE),
+    "FROD": PeftType("FRoD", Fate.MERGE),
+    "GLORA": PeftType("GLoRA", Fate.MERGE),
+    "HIRA": PeftType("HiRA", Fate.MERGE),
+    "IA3": PeftType("IA³", Fate.MERGE),
+    "LN_TUNING": PeftType("LayerNorm tuning", Fate.MERGE),
+    "OFT": PeftType("OFT", Fate.MERGE),
+    "OSF": PeftType("OSF", Fate.MERGE),
+    "RANDLORA": PeftType("RandLoRA", Fate.MERGE),
+    "ROAD": PeftType("RoAd", Fate.MERGE),
+    "SHIRA": PeftType("SHiRA", Fate.MERGE),
+    "SUPERTUNING": PeftType("SuperTuning", Fate.MERGE),
+    "WAVEFT": PeftType("WaveFT", Fate.MERGE),
+    "ADAPTION_PROMPT": PeftType("LLaMA-Adapter", Fate.NEVER),
+    "CARTRIDGE": PeftType("Cartridge", Fate.NEVER),
+    "CPT": PeftType("CPT", Fate.NEVER),
+    "LILY": PeftType("Lily", Fate.NEVER),
+    "MULTITASK_PROMPT_TUNING": PeftType("multitask prompt tuning", Fate.NEVER),
+    "P_TUNING": PeftType("P-tuning", Fate.NEVER),
+    "POLY": PeftType("Poly", Fate.NEVER),
+    "PREFIX_TUNING": PeftType("prefix tuning", Fate.NEVER),
+    "PROMPT_TUNING": PeftType("prompt tuning", Fate.NEVER),
+    "SHADOW": PeftType("Shadow", Fate.NEVER),
+    "XLORA": PeftType("X-LoRA", Fate.NEVER),
+}

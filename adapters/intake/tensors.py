@@ -1,0 +1,197 @@
+"""The one door to torch: tensors out of files, safely, and what is computed with them.
+
+safetensors are read with `pread`, never mapped: a file that shrinks while it is read then gives
+an error and not a SIGBUS. Pickles are opened with `weights_only=True` and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from adapters.bases.headers import ITEM_SIZE, HeaderError, TensorInfo, read_header
+from adapters.errors import DamagedArtifact, SourceUnreadable, UnsafePickle
+from adapters.intake.raw import LazyTensor
+
+TORCH_DTYPE: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "F64": torch.float64,
+}
+DTYPE_NAME = {dtype: name for name, dtype in TORCH_DTYPE.items()}
+# What torch says when a pickle names something that is no tensor (torch/_weights_only_unpickler).
+_WANTS_MORE = ("Unsupported global", "Unsupported class", "GLOBAL", "Unsupported operand", "REDUCE")
+# Legacy files name their storages one by one and torch reads them; only the zip form is bounded.
+_MAX_PICKLE_BYTES = 16 << 30
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of `path`, lazily; raises DamagedArtifact or SourceUnreadable."""
+    try:
+        header = read_header(path)
+    except HeaderError as fault:
+        raise DamagedArtifact(f"{path.name} {fault}; copy or save the adapter again") from None
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
+    return {
+        name: LazyTensor(name, info.dtype, info.shape, partial(_pread, path, name, info))
+        for name, info in header.tensors.items()
+    }
+
+
+def _pread(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
+    buffer = bytearray(info.end - info.start)
+    view, done = memoryview(buffer), 0
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            while done < len(buffer):
+                count = os.preadv(file, [view[done:]], info.start + done)
+                if count == 0:
+                    break
+                done += count
+        finally:
+            os.close(file)
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
+    if done < len(buffer):
+        raise DamagedArtifact(f"{path.name} ended inside '{name}': it changed while it was read")
+    if not buffer:
+        return torch.empty(info.shape, dtype=TORCH_DTYPE[info.dtype])
+    return torch.frombuffer(buffer, dtype=TORCH_DTYPE[info.dtype]).reshape(info.shape)
+
+
+def read_pickle(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a torch `.bin`; raises UnsafePickle, DamagedArtifact or SourceUnreadable."""
+    state = _load_pickle(path)
+    if not isinstance(state, dict):
+        raise DamagedArtifact(f"{path.name} holds a {type(state).__name__}, not tensors by name")
+    found: dict[str, LazyTensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise DamagedArtifact(
+                f"{path.name} holds a {type(value).__name__} under {name!r}; "
+                "an adapter holds tensors under names only"
+            )
+        if (
+            value.layout is not torch.strided
+            or value.is_quantized
+            or value.device.type != "cpu"
+            or value.dtype not in DTYPE_NAME
+        ):
+            raise DamagedArtifact(
+                f"'{name}' in {path.name} is a {value.dtype} tensor ({value.layout}, "
+                f"{value.device.type}); an adapter's tensors are dense floats"
+            )
+        found[name] = LazyTensor(
+            name, DTYPE_NAME[value.dtype], tuple(value.shape), partial(_plain, value)
+        )
+    return found
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().contiguous()
+
+
+def _load_pickle(path: Path) -> object:
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise DamagedArtifact(f"{path.name} is empty; save the adapter again")
+        if size > _MAX_PICKLE_BYTES:
+            raise DamagedArtifact(f"{path.name} is {size} bytes: too large for an adapter's .bin")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch stores its records as they are; a deflated one is there to explode.
+                if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                    raise UnsafePickle(f"{path.name} holds compressed records; torch writes none")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (DamagedArtifact, UnsafePickle):
+        raise
+    except pickle.UnpicklingError as fault:
+        if any(mark in str(fault) for mark in _WANTS_MORE):
+            raise UnsafePickle(
+                f"{path.name} is a pickle that wants to run more than tensors need "
+                f"({_wanted(str(fault))}); save the adapter as safetensors"
+            ) from fault
+        raise DamagedArtifact(f"{path.name} is no readable torch file; {_SAVE_AGAIN}") from fault
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
+    except Exception as fault:
+        # The unpickler runs over bytes anybody may have written: it can raise anything.
+        raise DamagedArtifact(f"{path.name} is truncated or damaged; {_SAVE_AGAIN}") from fault
+
+
+_SAVE_AGAIN = "save the adapter again, best as safetensors"
+
+
+def _wanted(text: str) -> str:
+    for line in text.splitlines():
+        if any(mark in line for mark in _WANTS_MORE):
+            return line.strip()[:160]
+    return "something that is no tensor"
+
+
+def non_finite(tensor: torch.Tensor) -> int:
+    """How many values are NaN or infinite."""
+    # The sum is finite only if every value is, save for an overflow, which the count then settles.
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+        return 0
+    return int((~torch.isfinite(tensor)).sum())
+
+
+def fold(factor: torch.Tensor, scale: float) -> torch.Tensor:
+    """scale·B, in fp32 (fp64 for fp64), stored in B's dtype when that holds the product exactly.
+
+    The engine rounds A and B to its own dtype; folding losslessly makes that the only rounding.
+    """
+    if scale == 1.0:
+        return factor
+    wide = factor if factor.dtype is torch.float64 else factor.to(torch.float32)
+    product = wide * scale
+    narrow = product.to(factor.dtype)
+    return narrow if torch.equal(narrow.to(product.dtype), product) else product
+
+
+def rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """`tensor` as an engine that computes in `dtype` (float16, bfloat16, float32) holds it."""
+    target = getattr(torch, dtype, None)
+    return tensor.to(target) if isinstance(target, torch.dtype) else tensor
+
+
+def is_zero(tensor: torch.Tensor) -> bool:
+    return not bool(tensor.any())
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's bytes as they lie in memory: little-endian, as safetensors wants them."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def same_values(tensor: torch.Tensor, dtype: str) -> torch.Tensor | None:
+    """`tensor` in the safetensors dtype `dtype`, or None when that would change a value."""
+    target = tensor.to(TORCH_DTYPE[dtype])
+    return target if torch.equal(target.to(tensor.dtype), tensor) else None
+
+
+def dtype_of(tensor: torch.Tensor) -> str:
+    return DTYPE_NAME[tensor.dtype]
+
+
+def item_size(dtype: str) -> int:
+    return ITEM_SIZE[dtype]
