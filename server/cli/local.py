@@ -49,7 +49,7 @@ class LocalBackend:
 
     def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
         watch.step(f"reading {path}")
-        return self._catalog.base_add(name, Path(path).absolute())
+        return self._catalog.base_add(name, Path(path).expanduser().absolute())
 
     def bases(self) -> Sequence[BaseRecord]:
         return self._catalog.bases()
@@ -79,7 +79,7 @@ class LocalBackend:
             format=format,
             dry_run=dry_run,
             actor=self._actor,
-            on_step=watch.step,
+            on_step=lambda step: _tell(watch, step),
             progress=watch.progress,
         )
 
@@ -139,6 +139,19 @@ class LocalBackend:
         from server.cli.doctor import examine
 
         return examine(self._root)
+
+
+# What the catalog's steps mean to people; the others are over at once.
+_STEPS = {
+    "write": "checking and converting every tensor",
+    "seal": "hashing what will be stored",
+    "publish": "storing it",
+}
+
+
+def _tell(watch: Watch, step: str) -> None:
+    if step in _STEPS:
+        watch.step(_STEPS[step])
 
 
 def _user() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import click
 
 # Hex digits of a short digest; references take 8 or more.
 SHORT_DIGEST = 12
+PLAIN_INTERVAL_S = 1.0
 
 
 def emit_json(document: Any) -> None:
@@ -124,8 +126,8 @@ def _width(text: str) -> int:
 class Progress:
     """What a long command says while it works.
 
-    A bar on a terminal; with a pipe in its place one plain line a step and at each further
-    tenth. Quiet when a script asked for JSON and stderr is no terminal.
+    A bar on a terminal; with a pipe in its place one plain line a step, and one every second
+    while a step goes on. Quiet when a script asked for JSON and stderr is no terminal.
     """
 
     def __init__(self, stream: TextIO, *, json_mode: bool) -> None:
@@ -134,13 +136,13 @@ class Progress:
         self._silent = json_mode and not self._terminal
         self._bar: Any = None
         self._label = ""
-        self._tenth = 0
+        self._spoke = 0.0
 
     def step(self, text: str) -> None:
         """A new step has begun."""
         self._finish_bar()
         self._label = one_line(text)
-        self._tenth = 0
+        self._spoke = time.monotonic()
         if not self._silent:
             click.echo(self._label, file=self._stream)
 
@@ -151,10 +153,10 @@ class Progress:
         if self._terminal:
             self._draw(done, total)
             return
-        tenth = done * 10 // total
-        if tenth > self._tenth:
-            self._tenth = tenth
-            click.echo(f"{self._label or 'progress'}: {done}/{total}", file=self._stream)
+        now = time.monotonic()
+        if now - self._spoke >= PLAIN_INTERVAL_S:
+            self._spoke = now
+            click.echo(f"{self._label}: {done * 100 // total} %", file=self._stream)
 
     def close(self) -> None:
         """Leave the terminal clean."""
@@ -164,7 +166,13 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, file=self._stream, leave=False, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total,
+                file=self._stream,
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f} % |{bar}| {elapsed}<{remaining}",
+            )
         self._bar.total = total
         self._bar.n = done
         self._bar.refresh()

@@ -141,7 +141,7 @@ class RemoteBackend:
 
 def _absolute(path: str) -> str:
     # What the user sees from here; the server has another working directory.
-    return str(Path(path).absolute())
+    return str(Path(path).expanduser().absolute())
 
 
 def _segment(text: str) -> str:

@@ -157,7 +157,7 @@ def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str,
 
 
 def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
-    trainer = " ".join(part for part in (manifest.trainer, manifest.trainer_version) if part)
+    trainer = manifest.trainer_version or manifest.trainer
     return [
         ("format", manifest.format),
         ("trainer", trainer or "-"),
