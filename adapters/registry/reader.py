@@ -48,7 +48,7 @@ class KeyRecord:
     revoked_at: datetime | None
 
 
-def connect(database: Path) -> sqlite3.Connection:
+def connect(database: Path, *, timeout: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     """A read-only connection that any thread may use, one at a time. Raises sqlite3.Error."""
     mode = "mode=ro"
     if not os.access(database.parent, os.W_OK) and not _has_wal(database):
@@ -58,7 +58,7 @@ def connect(database: Path) -> sqlite3.Connection:
     return sqlite3.connect(
         f"{database.absolute().as_uri()}?{mode}",
         uri=True,
-        timeout=BUSY_TIMEOUT_S,
+        timeout=timeout,
         isolation_level=None,
         check_same_thread=False,
     )

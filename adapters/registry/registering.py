@@ -11,6 +11,7 @@ from adapters.models import BaseDescriptor, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
+from adapters.store.durable import full_disk
 from adapters.store.layout import StoreLayout
 from adapters.store.locks import store_lock
 from adapters.store.publish import Sealed, Staging, publish, seal, stage
@@ -42,9 +43,10 @@ def register(
     tell("stage")
     with stage(layout) as staging:
         tell("write")
-        manifest = intake.take_in(
-            source, base=descriptor, staging=staging.files, format=format, progress=progress
-        )
+        with full_disk(layout.root):
+            manifest = intake.take_in(
+                source, base=descriptor, staging=staging.files, format=format, progress=progress
+            )
         tell("seal")
         sealed = seal(layout, staging, base_digest=descriptor.digest)
         if dry_run:

@@ -27,6 +27,8 @@ from adapters.registry import reader
 from adapters.registry.faults import registry_error
 
 POLL_INTERVAL_S = 0.2
+# Short: whoever calls refresh() waits for it, and there is an old snapshot to go on with.
+_WATCH_TIMEOUT_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -250,7 +252,7 @@ class SnapshotWatcher:
         file = (status.st_dev, status.st_ino)
         if self._connection is None or file != self._file:
             self._disconnect()
-            self._connection = reader.connect(self._database)
+            self._connection = reader.connect(self._database, timeout=_WATCH_TIMEOUT_S)
             if self._file not in (None, file):
                 self._snapshot = load_snapshot(self._connection)
             self._file = file

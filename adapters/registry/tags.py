@@ -137,8 +137,9 @@ def record(
 def _undo_stack(connection: Connection, name: str, tag: str) -> list[int | None]:
     """The values of a tag that rollback walks, the present one last; None means deleted.
 
-    Replayed from the history: moves push, rollbacks pop, a removed version that the tag pointed
-    at is taken out, and the removal of the adapter empties the stack.
+    Replayed from the history: moves push, rollbacks pop, and the removal of the adapter empties
+    the stack. A version removed while the tag pointed at it is taken out; if `latest` fell back
+    then, to the newest that was left, every higher number on top was gone too.
     """
     table = schema.tag_history.c
     query = (
@@ -155,6 +156,8 @@ def _undo_stack(connection: Connection, name: str, tag: str) -> list[int | None]
         elif reason != DEFAULT:
             if reason == VERSION_REMOVED:
                 stack = [value for value in stack if value != old]
+                while new is not None and stack and (stack[-1] or 0) > new:
+                    stack.pop()
             if stack and stack[-1] is None:
                 stack.pop()
             if not stack or stack[-1] != new:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.errors import DiskFull, StoreDamaged, StoreError, StoreReadOnly
+from adapters.errors import AdapterctlError, DiskFull, StoreDamaged, StoreError, StoreReadOnly
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -39,6 +39,26 @@ def store_error(root: Path, error: OSError) -> StoreError:
     if error.errno == errno.EIO:
         return StoreDamaged(f"the disk under the store at {root} reports an input/output error")
     return StoreError(f"the store at {root} failed: {error}")
+
+
+@contextmanager
+def full_disk(root: Path) -> Iterator[None]:
+    """Turns any exception that tells of a full disk into DiskFull, whatever library raised it.
+
+    For tensor libraries that write into the staging directory: safetensors reports a full disk
+    as an error of its own, with the system's words in it.
+    """
+    try:
+        yield
+    except AdapterctlError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise store_error(root, error) from error
+        for number in _FULL:
+            if os.strerror(number) in str(error):
+                raise store_error(root, OSError(number, os.strerror(number))) from error
+        raise
 
 
 def fsync_file(path: Path) -> None:
