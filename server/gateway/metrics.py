@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +33,8 @@ class GatewayMetrics:
     """Every metric, and the bound on how many adapters get labels of their own."""
 
     def __init__(self, registry: CollectorRegistry, *, adapters: int):
+        # A `_created` series beside every counter would double what is stored, for nothing.
+        disable_created_metrics()
         self.registry = registry
         self._limit = adapters
         self._named: set[str] = set()

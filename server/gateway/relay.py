@@ -179,8 +179,9 @@ class _Relayed(Response):
             async with asyncio.timeout_at(self._deadline):
                 while block:
                     await send({"type": "http.response.body", "body": block, "more_body": True})
+                    tokens = self._events.token_events
                     block = await self._next_events()
-                    if block:
+                    if self._events.token_events > tokens:
                         self._exchange.next_token()
         except TimeoutError:
             limit = self._settings.request_timeout

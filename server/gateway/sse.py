@@ -83,7 +83,7 @@ class EventStream:
         self._rest = b""
         self.usage: Usage | None = None
         self.failed = False
-        self.events = 0
+        self.token_events = 0
 
     def feed(self, data: bytes) -> bytes:
         """Bytes as they came in, whole events out (empty while none is complete)."""
@@ -102,7 +102,8 @@ class EventStream:
         return self._pass(rest) if rest else b""
 
     def _pass(self, block: bytes) -> bytes:
-        self.events += block.count(b"data: ")
+        # An event that carries tokens; `[DONE]` and the usage's own event carry none.
+        self.token_events += block.count(b"data: {") - block.count(b'"choices":[],')
         if _ERROR in block:
             self.failed = True
             block = self._name.restore_in_error(block)

@@ -131,7 +131,7 @@ async def sse(request: web.Request, events: list[bytes]) -> web.StreamResponse:
     await response.prepare(request)
     for event in events:
         await response.write(event)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
     return response
 
 

@@ -1,0 +1,131 @@
+"""Killing things. Runs last: each kill costs the start of an engine, and changes process ids."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.request
+from typing import Any
+
+import openai
+import pytest
+
+from demo.expectations import EXPECTATIONS, MAX_TOKENS
+from loadtests.live import LiveServer, kill_hard, run_cli
+from server.engine.process import session_members
+from server.engine.transport import EngineAddress, EngineTransport
+
+PROMPT = "What is the capital of France?"
+
+
+def long_stream(live: LiveServer, model: str = "pirate") -> Any:
+    """A stream that would take minutes."""
+    return live.client().chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Tell me a very long story."}],
+        max_tokens=4000,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+
+
+def assert_all_answer(live: LiveServer) -> None:
+    for name, expected in EXPECTATIONS.items():
+        answer = live.client().chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": PROMPT}],
+            max_tokens=MAX_TOKENS,
+            temperature=0,
+        )
+        assert expected(answer.choices[0].message.content or "")
+
+
+async def running_requests(live: LiveServer) -> float:
+    """The engine's own count of requests that it works on."""
+    transport = EngineTransport(EngineAddress.parse(live.engine()["address"]), 5)
+    response = await transport.send("GET", "/metrics", body=None, headers={})
+    text = await response.text()
+    await transport.close()
+    lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
+    return float(lines[0].rpartition(" ")[2])
+
+
+async def test_a_client_that_hangs_up_aborts_the_generation_in_the_engine(
+    live: LiveServer,
+) -> None:
+    stream = await asyncio.to_thread(long_stream, live)
+    iterator = iter(stream)
+    for _ in range(3):
+        await asyncio.to_thread(next, iterator)
+    assert await running_requests(live) == 1
+    await asyncio.to_thread(stream.close)
+    deadline = time.monotonic() + 10
+    while await running_requests(live) > 0:
+        assert time.monotonic() < deadline, "the engine still works for a client that is gone"
+        await asyncio.sleep(0.1)
+
+
+def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> None:
+    stream = iter(long_stream(live))
+    for _ in range(3):
+        next(stream)
+    processes = live.engine_processes()
+    kill_hard(int(live.engine()["pid"]))
+    with pytest.raises(openai.APIError, match="died in the middle"):
+        for _ in stream:
+            pass
+    deadline = time.monotonic() + 30
+    while live.status("/readyz") == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(openai.APIStatusError) as refused:
+        long_stream(live)
+    assert refused.value.status_code == 503
+    assert int(refused.value.response.headers["retry-after"]) > 0
+    assert live.status("/healthz") == 200
+    live.wait_ready()
+    # Whatever is left of the killed engine would hold its memory for ever.
+    assert not set(processes) & set(live.engine_processes())
+    assert session_members(processes[0]) == []
+    assert live.engine()["restarts"] == 1
+    assert_all_answer(live)
+    with urllib.request.urlopen(live.url + "/metrics", timeout=5) as response:
+        assert b'adapterctl_engine_restarts_total{base="smollm2"} 1.0' in response.read()
+
+
+def test_a_killed_server_leaves_no_orphan_and_serves_the_same_registry_again(
+    live: LiveServer,
+) -> None:
+    before = run_cli(live.store, "--json", "ls").stdout
+    session = int(live.engine()["pid"])
+    assert len(session_members(session)) >= 3
+    live.kill()
+    deadline = time.monotonic() + 15
+    while left := session_members(session):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+    live.launch()
+    # Killed again while the engine is importing: nothing may be left then either.
+    deadline = time.monotonic() + 30
+    while live.engine()["pid"] is None or len(live.engine_processes()) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    session = int(live.engine()["pid"])
+    time.sleep(3)
+    live.kill()
+    deadline = time.monotonic() + 30
+    while left := session_members(session):
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+    live.start()
+    assert run_cli(live.store, "--json", "ls").stdout == before
+    assert run_cli(live.store, "verify").returncode == 0
+    assert_all_answer(live)
+
+
+def test_an_orderly_stop_leaves_nothing(live: LiveServer) -> None:
+    session = int(live.engine()["pid"])
+    assert live.stop() == 0
+    assert session_members(session) == []
+    assert not (live.store / "run" / "server.json").exists()
+    assert "no server" in run_cli(live.store, "engines").stdout

@@ -1,0 +1,51 @@
+"""Documentation is a contract: it lists exactly what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.gateway.reference import settings_reference
+from server.gateway.routes import ENGINE_ROUTES
+from tests.server.gateway.scripted import Gateway, ScriptedEngine, sse
+
+DOCS = Path(__file__).parents[3] / "docs"
+EVENTS = [
+    b'data: {"choices":[{"text":"a"}]}\n\n',
+    b'data: {"choices":[{"text":"b"}]}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n',
+]
+
+
+def test_the_settings_are_documented() -> None:
+    assert (DOCS / "settings.md").read_text() == settings_reference()
+
+
+async def test_the_metrics_are_documented(gateway: Gateway, engine: ScriptedEngine) -> None:
+    engine.handler = lambda request, _: sse(request, EVENTS)
+    async with gateway.post("/v1/completions", json={"model": "pirate", "stream": True}) as answer:
+        await answer.read()
+    await gateway.settled("adapterctl_completion_tokens_total", 2, adapter="pirate")
+    async with gateway.get("/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+    found = set()
+    for family in families:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels: set[str] = set()
+        for sample in family.samples:
+            labels |= set(sample.labels) - {"le"}
+        found.add((name, family.type, ", ".join(sorted(labels))))
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| ([\w, ]+) \|", (DOCS / "metrics.md").read_text(), re.M
+    )
+    assert {
+        (name, kind, ", ".join(sorted(labels.split(", ")))) for name, kind, labels in rows
+    } == found
+
+
+def test_the_routes_are_documented() -> None:
+    text = (DOCS / "http.md").read_text()
+    for route in ENGINE_ROUTES:
+        assert f"/{route.path.rpartition('/')[2]}" in text
