@@ -20,6 +20,9 @@ COMPLETION_VARIABLE = "_ADAPTERCTL_COMPLETE"
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a narrow locale cannot show is escaped, in JSON validly so; it never fails.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
@@ -34,12 +37,18 @@ def run(arguments: Sequence[str]) -> int:
 
     from adapters.errors import AdapterctlError, UsageError
     from server.cli.app import root
+    from server.cli.output import OutputFailed, note
     from server.cli.session import Session
 
-    if COMPLETION_VARIABLE in os.environ:
-        root.main(list(arguments), prog_name="adapterctl", complete_var=COMPLETION_VARIABLE)
-
     session = Session(json=_asks_for_json(arguments))
+    if COMPLETION_VARIABLE in os.environ:
+        # Exits by itself.
+        root.main(
+            list(arguments),
+            prog_name="adapterctl",
+            complete_var=COMPLETION_VARIABLE,
+            obj=session,
+        )
     try:
         with root.make_context("adapterctl", list(arguments), obj=session) as context:
             root.invoke(context)
@@ -55,6 +64,10 @@ def run(arguments: Sequence[str]) -> int:
         code = _interrupted(session, str(stop))
     except BrokenPipeError:
         code = _no_reader()
+    except OutputFailed as error:
+        _no_reader()
+        note(f"adapterctl: {error}")
+        code = 1
     except Exception as error:  # noqa: BLE001  the boundary: logged, and said in one line
         code = _report(session, _unexpected(session, error))
     finally:
@@ -115,8 +128,9 @@ def _usage_sentence(error: object) -> str:
 def _unexpected(session: Session, error: Exception) -> AdapterctlError:
     from adapters.errors import AdapterctlError
     from server.cli.crash import write_crash_log
+    from server.cli.output import one_line
 
-    summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    summary = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     log = write_crash_log(session.local_root(), error)
     where = f"the details are in {log}" if log else "the details could not be written anywhere"
     return AdapterctlError(f"this is a fault in adapterctl ({summary}); {where}")

@@ -23,9 +23,23 @@ SHORT_DIGEST = 12
 PLAIN_INTERVAL_S = 1.0
 
 
+class OutputFailed(Exception):  # noqa: N818  named like the others of the error tree
+    """stdout cannot be written: a full disk behind it, a terminal that is gone."""
+
+
+def say(text: str) -> None:
+    """A line for people on stdout."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputFailed(f"cannot write the output: {error.strerror}") from None
+
+
 def emit_json(document: Any) -> None:
     """The one JSON document of a command, on stdout."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    say(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def clean(text: str) -> str:
@@ -85,9 +99,9 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         max(_width(row[column]) for row in [list(headers), *cells])
         for column in range(len(headers))
     ]
-    click.echo(style(_line([h.upper() for h in headers], widths), bold=True))
+    say(style(_line([h.upper() for h in headers], widths), bold=True))
     for row in cells:
-        click.echo(_line(row, widths))
+        say(_line(row, widths))
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:
@@ -95,12 +109,7 @@ def fields(pairs: Iterable[tuple[str, str]]) -> None:
     shown = [(name, clean(value)) for name, value in pairs]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
-        click.echo(f"{style(name.ljust(width), bold=True)}  {value}".rstrip())
-
-
-def say(text: str) -> None:
-    """A line for people on stdout."""
-    click.echo(text)
+        say(f"{style(name.ljust(width), bold=True)}  {value}".rstrip())
 
 
 def note(text: str) -> None:

@@ -6,7 +6,7 @@ import click
 
 from server.cli.main import COMPLETION_VARIABLE
 from server.cli.options import Command
-from server.cli.output import emit_json
+from server.cli.output import emit_json, say
 from server.cli.session import Session, pass_session
 
 SHELLS = ("bash", "zsh", "fish")
@@ -33,4 +33,4 @@ def completion(session: Session, shell: str) -> None:
     if session.json:
         emit_json({"shell": shell, "script": script})
     else:
-        click.echo(script)
+        say(script)

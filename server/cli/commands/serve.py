@@ -32,19 +32,21 @@ def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    flag = "--" + name.replace("_", "-")
-    text = f"{field.description} [env: {ENV_PREFIX}{name.upper()}]"
+    variable = f"env: {ENV_PREFIX}{name.upper()}"
     if name == "engine_arguments":
         return click.option(
-            "--engine-argument", name, multiple=True, metavar="ARGUMENT", help=f"{text} Repeatable."
+            "--engine-argument",
+            name,
+            multiple=True,
+            metavar="ARGUMENT",
+            help=f"{field.description} Give the option once for each. [{variable}]",
         )
-    default = None if field.is_required() or field.default is None else f"{field.default}"
+    known = not field.is_required() and field.default is not None
     return click.option(
-        flag,
+        "--" + name.replace("_", "-"),
         name,
         type=_type(field),
-        help=text,
-        show_default=default or False,
+        help=f"{field.description} [{f'default: {field.default}; ' if known else ''}{variable}]",
         metavar=name.rpartition("_")[2].upper(),
         shell_complete=base_names if name == "base" else None,
     )
