@@ -68,7 +68,7 @@ class Side:
 async def added_latency(sides: list[Side], rounds: int) -> dict[str, list[float]]:
     """Seconds by side, alternating, for two requests: one token, and no model work at all."""
     seconds: dict[str, list[float]] = {}
-    requests = {
+    requests: dict[str, tuple[str, dict[str, object]]] = {
         "tokenize": ("/tokenize", {"model": MODEL, "prompt": "hello"}),
         "1 token": ("/v1/completions", {"model": MODEL, "prompt": "hello", "max_tokens": 1}),
     }

@@ -34,7 +34,7 @@ def version(
 
 
 def settings(**values: int) -> ServeSettings:
-    return ServeSettings(store=Path("x"), base="b", **values)  # type: ignore[arg-type]
+    return ServeSettings(store=Path("x"), base="b", **values)
 
 
 @given(rank=st.integers(1, 512))

@@ -135,6 +135,35 @@ async def sse(request: web.Request, events: list[bytes]) -> web.StreamResponse:
     return response
 
 
+CHAT = {"model": "pirate:prod", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def chunk(text: str, model: str = ENGINE_NAME) -> bytes:
+    document = {"id": "c", "model": model, "choices": [{"delta": {"content": text}}]}
+    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+
+
+USAGE = (
+    b'data: {"id":"c","choices":[],"model":"' + ENGINE_NAME.encode() + b'",'
+    b'"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+
+
+async def answer(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+    return web.json_response(
+        {
+            "model": document["model"],
+            "choices": [{"message": {"content": "arr"}}],
+            "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11},
+        }
+    )
+
+
+async def stream(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+    return await sse(request, [chunk("a"), chunk("b"), USAGE, DONE])
+
+
 @dataclass
 class Gateway:
     """The gateway under test: where it is, and its metrics."""

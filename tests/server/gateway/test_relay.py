@@ -9,35 +9,19 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.server.gateway.scripted import ENGINE_NAME, PIRATE, Gateway, ScriptedEngine, sse
-
-CHAT = {"model": "pirate:prod", "messages": [{"role": "user", "content": "hi"}]}
-
-
-def chunk(text: str, model: str = ENGINE_NAME) -> bytes:
-    document = {"id": "c", "model": model, "choices": [{"delta": {"content": text}}]}
-    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
-
-
-USAGE = (
-    b'data: {"id":"c","choices":[],"model":"' + ENGINE_NAME.encode() + b'",'
-    b'"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}\n\n'
+from tests.server.gateway.scripted import (
+    CHAT,
+    DONE,
+    ENGINE_NAME,
+    PIRATE,
+    USAGE,
+    Gateway,
+    ScriptedEngine,
+    answer,
+    chunk,
+    sse,
+    stream,
 )
-DONE = b"data: [DONE]\n\n"
-
-
-async def answer(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-    return web.json_response(
-        {
-            "model": document["model"],
-            "choices": [{"message": {"content": "arr"}}],
-            "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11},
-        }
-    )
-
-
-async def stream(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-    return await sse(request, [chunk("a"), chunk("b"), USAGE, DONE])
 
 
 async def test_a_reference_reaches_the_engine_as_a_digest_and_comes_back(
@@ -150,114 +134,6 @@ async def test_an_adapter_the_engine_does_not_have_is_our_fault_to_explain(
         error = (await response.json())["error"]
     assert error["code"] == "adapter_not_loadable"
     assert "pirate:prod" in error["message"]
-
-
-async def _die(request: web.Request) -> None:
-    assert request.transport is not None
-    request.transport.abort()
-
-
-async def test_an_engine_that_dies_in_a_stream_ends_it_with_an_error_frame(
-    gateway: Gateway, engine: ScriptedEngine
-) -> None:
-    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        response = await sse(request, [chunk("a")])
-        await asyncio.sleep(0.05)
-        await _die(request)
-        return response
-
-    engine.handler = handler
-    async with gateway.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
-        assert response.status == 200
-        body = await response.read()
-    first, frame, rest = body.split(b"\n\n")
-    assert first + b"\n\n" == chunk("a", "pirate:prod")
-    assert rest == b""
-    assert json.loads(frame.removeprefix(b"data: "))["error"]["code"] == "engine_died"
-    await gateway.settled("adapterctl_requests_in_flight", 0, adapter="pirate")
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-async def test_an_engine_that_dies_before_it_answers_is_a_502(
-    gateway: Gateway, engine: ScriptedEngine, streaming: bool
-) -> None:
-    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        await _die(request)
-        return web.Response()
-
-    engine.handler = handler
-    async with gateway.post("/v1/chat/completions", json={**CHAT, "stream": streaming}) as response:
-        assert response.status == 502
-        assert (await response.json())["error"]["code"] == "engine_died"
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-async def test_a_client_that_hangs_up_aborts_the_generation(
-    gateway: Gateway, engine: ScriptedEngine, streaming: bool
-) -> None:
-    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        if streaming:
-            response = await sse(request, [chunk("a")])
-            await asyncio.sleep(30)
-            return response
-        await asyncio.sleep(30)
-        return web.Response()
-
-    engine.handler = handler
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
-            async with gateway.post(
-                "/v1/chat/completions", json={**CHAT, "stream": streaming}
-            ) as response:
-                await response.read()
-    async with asyncio.timeout(3):
-        await engine.aborted.wait()
-    await gateway.settled(
-        "adapterctl_requests_total",
-        1,
-        adapter="pirate",
-        lane="hot",
-        route="/v1/chat/completions",
-        outcome="client_gone",
-    )
-    assert gateway.metric("adapterctl_requests_in_flight", adapter="pirate") == 0
-
-
-async def test_a_first_token_that_does_not_come_is_a_504_and_aborts(
-    gateway: Gateway, engine: ScriptedEngine
-) -> None:
-    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        response = await sse(request, [])
-        await asyncio.sleep(30)
-        return response
-
-    engine.handler = handler
-    async with gateway.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
-        assert response.status == 504
-        assert (await response.json())["error"]["code"] == "engine_timeout"
-    async with asyncio.timeout(3):
-        await engine.aborted.wait()
-
-
-async def test_a_stream_that_does_not_end_in_time_ends_with_an_error_frame(
-    gateway: Gateway, engine: ScriptedEngine
-) -> None:
-    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        return await sse_slowly(request)
-
-    async def sse_slowly(request: web.Request) -> web.StreamResponse:
-        response = await sse(request, [])
-        for _ in range(100):
-            await response.write(chunk("x"))
-            await asyncio.sleep(0.1)
-        return response
-
-    engine.handler = handler
-    async with gateway.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
-        events = (await response.read()).strip().split(b"\n\n")
-    assert json.loads(events[-1].removeprefix(b"data: "))["error"]["code"] == "engine_timeout"
-    async with asyncio.timeout(3):
-        await engine.aborted.wait()
 
 
 async def test_a_clients_key_does_not_reach_the_engine_and_its_request_id_does(
