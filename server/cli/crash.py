@@ -1,7 +1,8 @@
-"""The file that keeps the traceback of a fault in adapterctl itself."""
+"""When adapterctl itself is at fault, or cannot even be imported. Standard library only."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import tempfile
 import traceback
@@ -42,3 +43,17 @@ def write_crash_log(store: Path | None, error: BaseException) -> Path | None:
     except OSError:
         return None
     return Path(temporary.name)
+
+
+def what_shadows_us(error: ImportError) -> str:
+    """Why our own packages cannot be imported: mostly another distribution's `adapters`."""
+    for name in ("adapters", "server"):
+        own = (Path(__file__).parents[2] / name).resolve()
+        spec = importlib.util.find_spec(name)
+        for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+            if Path(place).resolve() != own:
+                return (
+                    f"{place} is in the way of adapterctl's own package '{name}': uninstall the "
+                    "distribution it belongs to, or make a fresh environment"
+                )
+    return f"the installation is damaged ({error}): make a fresh environment"

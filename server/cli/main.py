@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from server.cli.session import Session
 
 INTERRUPTED = 130
+# What only the extras install; the registry works without.
+_EXTRAS = {"torch", "transformers", "vllm"}
 COMPLETION_VARIABLE = "_ADAPTERCTL_COMPLETE"
 
 
@@ -25,6 +27,8 @@ def main() -> NoReturn:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = run(sys.argv[1:])
+    except ImportError as error:
+        code = _shadowed(error, sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
     # Not through the interpreter's own exit: flushing a closed pipe there prints a complaint.
@@ -130,10 +134,29 @@ def _unexpected(session: Session, error: Exception) -> AdapterctlError:
     from server.cli.crash import write_crash_log
     from server.cli.output import one_line
 
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        return AdapterctlError(
+            f"this needs {error.name}, which is not installed: install adapterctl[cpu] or "
+            "adapterctl[gpu]"
+        )
     summary = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     log = write_crash_log(session.local_root(), error)
     where = f"the details are in {log}" if log else "the details could not be written anywhere"
     return AdapterctlError(f"this is a fault in adapterctl ({summary}); {where}")
+
+
+def _shadowed(error: ImportError, arguments: Sequence[str]) -> int:
+    """Our own imports failed, so nothing of ours but the standard library can say so."""
+    import json
+
+    from server.cli.crash import what_shadows_us
+
+    sentence = what_shadows_us(error)
+    sys.stderr.write(f"adapterctl: {sentence}\n")
+    if _asks_for_json(arguments):
+        body = {"message": sentence, "type": "server_error", "param": None}
+        sys.stdout.write(json.dumps({"error": {**body, "code": "internal_error"}}) + "\n")
+    return 1
 
 
 def _no_reader() -> int:

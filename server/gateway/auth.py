@@ -70,8 +70,8 @@ def _check_local(request: Request) -> None:
         )
     if any(name in request.headers for name in _PROXY_HEADERS):
         raise Forbidden("a request that comes through a proxy needs a key for the admin API")
-    origin = request.headers.get("origin")
-    same_host = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    origin, own = request.headers.get("origin"), request.headers.get("host")
+    same_host = origin in (None, f"http://{own}", f"https://{own}")
     if not same_host or request.headers.get("sec-fetch-site", "none") not in (
         "none",
         "same-origin",
