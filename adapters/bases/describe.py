@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,23 @@ def describe_base(path: Path) -> BaseDescriptor:
     know; a model that is not a causal language model.
     """
     files = open_base(path)
+    with _quiet():
+        return _describe(files)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers warns about odd token ids and the like; here only errors matter."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _describe(files: BaseFiles) -> BaseDescriptor:
     config = _load_config(files)
     architecture = _causal_lm_class(files, config)
     model = _on_meta(config, architecture)

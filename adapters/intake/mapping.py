@@ -57,7 +57,7 @@ class ModuleIndex:
         nested = [m for m in self.by_name if name.endswith(f".{m}") or m.endswith(f".{name}")]
         if nested:
             return max(nested, key=len)
-        found = process.extractOne(name, self.by_name.keys(), scorer=fuzz.ratio)
+        found = process.extractOne(name, self.by_name.keys(), scorer=fuzz.ratio, score_cutoff=50)
         return found[0] if found else None
 
     def explain(self, name: str) -> str:
@@ -68,7 +68,7 @@ class ModuleIndex:
             if there:
                 return f"the base has layers {min(there)} to {max(there)} there"
         nearest = self.nearest(name)
-        return f"the nearest one is '{nearest}'" if nearest else "the base has no modules"
+        return f"the nearest one is '{nearest}'" if nearest else "the base has nothing like it"
 
     def _numbers(self, before: str, after: str) -> list[int]:
         return [

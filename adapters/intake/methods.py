@@ -8,6 +8,7 @@ and one file with its `to_lora`.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ Evidence = Callable[[RawAdapter], str | None]
 # Initialisations that only choose the first A and B; the base stays as it is. lora_ga changes the
 # base during training, the others (PiSSA, OLoRA, CorDA, LoftQ) whenever PEFT loads the adapter.
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
-_TASKS = frozenset({None, "CAUSAL_LM"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,10 @@ def _key(*keys: str, unless: tuple[Any, ...] = ()) -> Evidence:
             value = raw.config.get(key)
             # Token index 0 or an empty object is a setting; null, false and [] are none.
             if value is not None and value is not False and value not in ([], {}, "", *unless):
-                return f"{key} = {_short(value)}"
+                return f"{key} = {reprlib.repr(value)}"
         return None
 
     return look
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _either(*evidence: Evidence) -> Evidence:
@@ -89,13 +84,13 @@ def _other_tuner(fate: Fate) -> Evidence:
 def _mutated_base(raw: RawAdapter) -> str | None:
     init = raw.config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
-        return f"init_lora_weights = {_short(init)}"
+        return f"init_lora_weights = {reprlib.repr(init)}"
     return None
 
 
 def _other_task(raw: RawAdapter) -> str | None:
     task = raw.config.get("task_type")
-    return f"task_type = {_short(task)}" if task not in _TASKS else None
+    return None if task is None or task == "CAUSAL_LM" else f"task_type = {reprlib.repr(task)}"
 
 
 def _value_head_file(raw: RawAdapter) -> str | None:
@@ -281,13 +276,15 @@ def recognise(raw: RawAdapter) -> tuple[Method, str]:
 
 def _check_peft_type(config: Any) -> None:
     kind = config.get("peft_type")
-    if kind == "LORA" or kind in PEFT_TYPES:
+    if kind == "LORA" or str(kind) in PEFT_TYPES:
         return
     if kind is None:
         raise InvalidConfig(
             "adapter_config.json has no peft_type; PEFT writes one (LORA for a LoRA)"
         )
-    raise InvalidConfig(f"adapter_config.json: peft_type {_short(kind)} is no tuner of PEFT's")
+    raise InvalidConfig(
+        f"adapter_config.json: peft_type {reprlib.repr(kind)} is no tuner of PEFT's"
+    )
 
 
 def method_name(method: Method, raw: RawAdapter) -> str:

@@ -23,14 +23,14 @@ class Budget:
         return max(self._end - time.monotonic(), 1e-3)
 
 
-def compile_pattern(pattern: str, where: str) -> regex.Pattern[str]:
-    """Compile a pattern of config key `where`; raises InvalidConfig."""
+def compile_pattern(pattern: str, where: str, *, within: str = "{}") -> regex.Pattern[str]:
+    """Compile a pattern of config key `where`, put into `within`; raises InvalidConfig."""
     if len(pattern) > _MAX_LENGTH:
         raise InvalidConfig(
             f"{where}: a pattern of {len(pattern)} characters; at most {_MAX_LENGTH} are taken"
         )
     try:
-        return regex.compile(pattern)
+        return regex.compile(within.replace("{}", pattern))
     except (regex.error, RecursionError, OverflowError, ValueError, MemoryError) as fault:
         raise InvalidConfig(f"{where}: '{pattern[:80]}' is no valid pattern: {fault}") from None
 
@@ -57,7 +57,7 @@ class KeyPatterns:
     def __init__(self, keys: Iterable[str], where: str, budget: Budget):
         self._where = where
         self._budget = budget
-        self._compiled = [(k, compile_pattern(rf"(.*\.)?({k})$", where)) for k in keys]
+        self._compiled = [(k, compile_pattern(k, where, within=r"(.*\.)?({})$")) for k in keys]
 
     def key_for(self, module: str) -> str | None:
         for key, pattern in self._compiled:

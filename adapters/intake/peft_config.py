@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,7 @@ class LoraSettings:
         for text in self.layers_pattern:
             where = "layers_pattern"
             for number in self.layers:
-                pattern = compile_pattern(rf"(?:^|.*?\.){text}\.{number}\.", where)
+                pattern = compile_pattern(text, where, within=rf"(?:^|.*?\.){{}}\.{number}\.")
                 if matches(pattern, name, where, budget):
                     return True
         return False
@@ -142,11 +143,11 @@ def _rank(value: Any, key: str) -> int:
         raise InvalidConfig(f"adapter_config.json has no '{key}'; the rank must be given")
     if type(value) is not int or value <= 0:
         raise InvalidConfig(
-            f"adapter_config.json: {key} is {value!r}; a rank is a whole number > 0"
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; a rank is a whole number > 0"
         )
     if value > MAX_RANK:
         raise InvalidConfig(
-            f"adapter_config.json: {key} is {value}; ranks up to {MAX_RANK} are served"
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; ranks up to {MAX_RANK} are served"
         )
     return value
 
@@ -157,13 +158,17 @@ def _alpha(value: Any, key: str) -> float:
             f"adapter_config.json has no '{key}'; without it the adapter's strength is unknown"
         )
     if type(value) not in (int, float):
-        raise InvalidConfig(f"adapter_config.json: {key} is {value!r}; it must be a number")
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; it must be a number"
+        )
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InvalidConfig(f"adapter_config.json: {key} is {value}; it must be a finite number")
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; it must be a finite number"
+        )
     if number == 0:
         raise InvalidConfig(
             f"adapter_config.json: {key} is 0, so the adapter would have no effect; "
@@ -179,7 +184,9 @@ def _flag(config: Mapping[str, Any], key: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise InvalidConfig(f"adapter_config.json: {key} is {value!r}; it must be true or false")
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; it must be true or false"
+        )
     return value
 
 
@@ -187,7 +194,7 @@ def _patterns(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise InvalidConfig(
-            f"adapter_config.json: {key} is {value!r}; it must map names to numbers"
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; it must map names to numbers"
         )
     if len(value) > _MAX_PATTERNS:
         raise InvalidConfig(f"adapter_config.json: {key} has {len(value)} entries; too many")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from adapters.errors import ArtifactError, DamagedArtifact
+from adapters.errors import ArtifactError, DamagedArtifact, NotHotServable
 from adapters.intake.canonical import Proof, prove, write_canonical
 from adapters.intake.findings import Findings
 from adapters.intake.formats import read_artifact
@@ -104,23 +104,20 @@ def _best_fit(
     name, base, plan = min(
         plans, key=lambda item: (len(item[2].problems), not _same_model(item[0], hint))
     )
-    problems = tuple(str(fault) for fault in plan.problems)
-    if not problems:
-        problems = _value_problems(plan, base)
+    faults = plan.problems or _value_faults(plan, base)
     fits = [other for other, _, its in plans if not its.problems]
-    reasons = [_HOT] if not plan.problems else []
+    reasons = [] if faults else [_HOT]
     if len(fits) > 1:
         reasons.append(f"its shapes also fit: {', '.join(n for n in fits if n != name)}")
     if not _same_model(name, hint) and any(_same_model(other, hint) for other, _ in bases):
         reasons.append(f"its trainer named another base: {hint}")
-    lane = Lane.MERGED if _only_not_hot(plan) else Lane.HOT
     return _inspection(
         raw,
         method,
         base=name if not plan.problems or len(bases) == 1 else None,
-        lane=lane if not problems or lane is Lane.MERGED else None,
+        lane=_lane(faults),
         reasons=tuple(reasons),
-        problems=problems,
+        problems=tuple(fault.message for fault in faults),
         pairs=plan.pairs,
     )
 
@@ -130,9 +127,11 @@ def _same_model(name: str, hint: str | None) -> bool:
     return hint is not None and hint.rstrip("/").rpartition("/")[2].lower() == name.lower()
 
 
-def _only_not_hot(plan: LoraPlan) -> bool:
-    codes = {getattr(fault, "code", None) for fault in plan.problems}
-    return codes == {"not_hot_servable"}
+def _lane(faults: Sequence[ArtifactError]) -> Lane | None:
+    """Hot without a fault, merged if all that is wrong is that no plain LoRA expresses it."""
+    if not faults:
+        return Lane.HOT
+    return Lane.MERGED if all(isinstance(f, NotHotServable) for f in faults) else None
 
 
 def _inspection(
@@ -200,7 +199,7 @@ def _no_effect(plan: LoraPlan) -> str:
     )
 
 
-def _value_problems(plan: LoraPlan, base: BaseDescriptor) -> tuple[str, ...]:
+def _value_faults(plan: LoraPlan, base: BaseDescriptor) -> tuple[ArtifactError, ...]:
     """What reading the values shows, each kind once."""
     findings = Findings()
     for compare in plan.copies:
@@ -217,7 +216,7 @@ def _value_problems(plan: LoraPlan, base: BaseDescriptor) -> tuple[str, ...]:
             findings.add("values", fault)
     if not effective:
         findings.add("no effect", DamagedArtifact(_no_effect(plan)))
-    return tuple(fault.message for fault in findings.errors())
+    return findings.errors()
 
 
 def _idle_note(pairs: Sequence[LoraPair], proofs: Sequence[Proof]) -> tuple[str, ...]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -34,8 +37,6 @@ TORCH_DTYPE: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
 }
 DTYPE_NAME = {dtype: name for name, dtype in TORCH_DTYPE.items()}
-# What torch says when a pickle names something that is no tensor (torch/_weights_only_unpickler).
-_WANTS_MORE = ("Unsupported global", "Unsupported class", "GLOBAL", "Unsupported operand", "REDUCE")
 # Legacy files name their storages one by one and torch reads them; only the zip form is bounded.
 _MAX_PICKLE_BYTES = 16 << 30
 
@@ -110,41 +111,50 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 
 def _load_pickle(path: Path) -> object:
     try:
-        size = path.stat().st_size
-        if size == 0:
-            raise DamagedArtifact(f"{path.name} is empty; save the adapter again")
-        if size > _MAX_PICKLE_BYTES:
-            raise DamagedArtifact(f"{path.name} is {size} bytes: too large for an adapter's .bin")
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch stores its records as they are; a deflated one is there to explode.
-                if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                    raise UnsafePickle(f"{path.name} holds compressed records; torch writes none")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (DamagedArtifact, UnsafePickle):
-        raise
-    except pickle.UnpicklingError as fault:
-        if any(mark in str(fault) for mark in _WANTS_MORE):
-            raise UnsafePickle(
-                f"{path.name} is a pickle that wants to run more than tensors need "
-                f"({_wanted(str(fault))}); save the adapter as safetensors"
-            ) from fault
-        raise DamagedArtifact(f"{path.name} is no readable torch file; {_SAVE_AGAIN}") from fault
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if size == 0:
+                raise DamagedArtifact(f"{path.name} is empty; {_SAVE_AGAIN}")
+            if size > _MAX_PICKLE_BYTES:
+                raise DamagedArtifact(f"{path.name} is {size} bytes: too large for an adapter")
+            return _unpickle(file, path.name)
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
+
+
+def _unpickle(file: BinaryIO, name: str) -> object:
+    """The unpickler runs over bytes anybody may have written: it can raise anything."""
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                # torch stores its records as they are; a deflated one is there to explode.
+                if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                    raise UnsafePickle(f"{name} holds compressed records; torch writes none")
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UnsafePickle:
+        raise
     except Exception as fault:
-        # The unpickler runs over bytes anybody may have written: it can raise anything.
-        raise DamagedArtifact(f"{path.name} is truncated or damaged; {_SAVE_AGAIN}") from fault
+        if isinstance(fault, pickle.UnpicklingError) and _wanted(str(fault)) is not None:
+            raise UnsafePickle(
+                f"{name} is a pickle that wants more than tensors ({_wanted(str(fault))}); "
+                "it is not loaded: save the adapter as safetensors"
+            ) from fault
+        raise DamagedArtifact(f"{name} is truncated or damaged; {_SAVE_AGAIN}") from fault
 
 
 _SAVE_AGAIN = "save the adapter again, best as safetensors"
 
 
-def _wanted(text: str) -> str:
-    for line in text.splitlines():
-        if any(mark in line for mark in _WANTS_MORE):
-            return line.strip()[:160]
-    return "something that is no tensor"
+def _wanted(text: str) -> str | None:
+    """What torch says the pickle wants beyond tensors, or None if it is merely damaged."""
+    named = re.search(r"GLOBAL ([\w.]+)", text)
+    if named:
+        return f"it names {named[1]}"
+    return "it holds operations that tensors never need" if "Unsupported" in text else None
 
 
 def non_finite(tensor: torch.Tensor) -> int:

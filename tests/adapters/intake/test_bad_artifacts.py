@@ -1,0 +1,83 @@
+"""Each bad artifact is refused with the right class and a sentence that names what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import ArtifactError
+from adapters.intake.pipeline import examine, take_in
+from adapters.models import BaseDescriptor, Lane
+from tests.adapters.intake.artifact_builders import write_good
+from tests.adapters.intake.bad_artifacts import BAD
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    path = tmp_path / "staging"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_is_refused_by_name(
+    name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
+) -> None:
+    bad = BAD[name]
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    bad(folder, llama)
+    source = folder / bad.inside
+    with pytest.raises(ArtifactError) as refused:
+        take_in(source, base=llama, staging=staging, format=None)
+    assert type(refused.value) is bad.error, refused.value.message
+    for part in bad.says:
+        assert part in refused.value.message
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 700
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_examine_tells_the_same_and_raises_nothing(
+    name: str, llama: BaseDescriptor, tmp_path: Path
+) -> None:
+    bad = BAD[name]
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    bad(folder, llama)
+    found = examine(folder / bad.inside, bases=[("tiny", llama)], format=None)
+    assert found.problems
+    said = " ".join(found.problems)
+    for part in bad.says:
+        assert part in said or part == "more like it"
+    if bad.error.__name__ == "NotHotServable":
+        assert found.lane is Lane.MERGED
+    else:
+        assert found.lane is None
+
+
+def test_the_unspoilt_artifact_is_taken(
+    llama: BaseDescriptor, tmp_path: Path, staging: Path
+) -> None:
+    """Otherwise every refusal above could be for another reason than the one it tests."""
+    write_good(tmp_path / "artifact", llama)
+    found = examine(tmp_path / "artifact", bases=[("tiny", llama)], format=None)
+    assert (found.problems, found.lane, found.base) == ((), Lane.HOT, "tiny")
+    manifest = take_in(tmp_path / "artifact", base=llama, staging=staging, format=None)
+    assert manifest.rank == 4
+    assert manifest.scale == "alpha/r = 8/4 = 2"
+    assert manifest.targets == ("k_proj", "o_proj", "q_proj", "v_proj")
+
+
+def test_no_refusal_says_what_another_artifact_says(llama: BaseDescriptor, tmp_path: Path) -> None:
+    """Sentences must tell faults apart: two that read the same name nothing."""
+    said: dict[str, str] = {}
+    for name, bad in BAD.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        bad(folder, llama)
+        problem = examine(folder / bad.inside, bases=[("tiny", llama)], format=None).problems[0]
+        problem = problem.replace(str(folder), "FOLDER")
+        assert problem not in said, f"{name} and {said[problem]} say the same: {problem}"
+        said[problem] = name
