@@ -147,7 +147,7 @@ class Catalog:
         """Takes an artifact in and makes it a version of `name`; `latest` and `tag` move to it.
 
         A dry run does all of it but keep the result. `on_step` hears `stage`, `write`, `seal`,
-        `publish`, `commit`, `done` as each begins; `progress` hears (done, total) tensors.
+        `publish`, `commit`, `done` as each begins; `progress` hears (done, total) bytes.
         """
         from adapters.registry.registering import register
 
@@ -155,7 +155,7 @@ class Catalog:
             self.layout,
             self._writer,
             self._intake,
-            Path(source).expanduser(),
+            Path(source).expanduser().absolute(),
             name=name,
             base=base,
             tag=tag,
@@ -172,7 +172,9 @@ class Catalog:
         """What an artifact is and whether a base (the named one, or any) would take it."""
         names = [record.name for record in self.bases()] if base is None else [base]
         bases = [(name, self.base_descriptor(name)) for name in names]
-        return self._intake.examine(Path(source).expanduser(), bases=bases, format=format)
+        return self._intake.examine(
+            Path(source).expanduser().absolute(), bases=bases, format=format
+        )
 
     def adapters(self) -> list[AdapterRecord]:
         """All adapters by name."""

@@ -133,7 +133,6 @@ def _move(files: Path, target: Path) -> bool:
             return False
         raise
     fsync_directory(target.parent)
-    fsync_directory(files.parent)
     return True
 
 
