@@ -134,7 +134,8 @@ def test_what_a_killed_server_left(store: Path, examine: Callable[[], tuple[int,
 def _shadowed(tmp_path: Path, package: str, *arguments: str) -> Answer:
     """Run where another distribution's `package` comes first on the path."""
     (tmp_path / "other" / package).mkdir(parents=True)
-    (tmp_path / "other" / package / "__init__.py").touch()
+    for module in ("__init__", "errors"):
+        (tmp_path / "other" / package / f"{module}.py").touch()
     done = subprocess.run(
         [sys.executable, "-P", "-m", "server.cli.main", *arguments, "--json"],
         capture_output=True,
