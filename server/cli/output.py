@@ -183,8 +183,8 @@ class Progress:
                 bar_format="{percentage:3.0f} % |{bar}| {elapsed}<{remaining}",
             )
         self._bar.total = total
-        self._bar.n = done
-        self._bar.refresh()
+        # Draws ten times a second at most, however often it is told.
+        self._bar.update(done - self._bar.n)
 
     def _finish_bar(self) -> None:
         if self._bar is not None:

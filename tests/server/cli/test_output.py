@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,6 +60,23 @@ def test_progress_keeps_quiet_for_scripts() -> None:
     shown.advance(4, 4)
     shown.close()
     assert stream.getvalue() == ""
+
+
+def test_progress_on_a_terminal_is_a_bar_that_goes_away() -> None:
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 60))
+    with os.fdopen(terminal, "w") as stream:
+        shown = output.Progress(stream, json_mode=True)
+        shown.step("hashing")
+        shown.advance(1, 4)
+        shown.close()
+        stream.flush()
+        written = os.read(controller, 65536).decode()
+    os.close(controller)
+    assert written.startswith("hashing\r\n")
+    assert " 25 % |" in written or "  0 % |" in written
+    assert written.endswith("\r")
+    assert written.rstrip("\r").endswith(" " * 20)
 
 
 def _on_terminal(store: Path, **environment: str) -> str:
