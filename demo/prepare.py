@@ -41,11 +41,12 @@ def prepare(store: Path, *, base: Path = DEFAULT_BASE, say: Say = print) -> None
     directory = ensure_base(base, say=say)
     with Catalog.init(store) as catalog:
         note = _read_note(store / NOTE)
-        sources = {BASE_NAME: _digest_of(directory, ("conversion.json",))}
-        if note.get(BASE_NAME) != sources[BASE_NAME] or not _has_base(catalog, directory):
+        made_of = _digest_of(directory, ("conversion.json",))
+        if note.get(BASE_NAME) != made_of or not _has_base(catalog, directory):
             progress(f"registering the base {BASE_NAME}")
-            note[BASE_NAME] = sources[BASE_NAME]
             record = catalog.base_add(BASE_NAME, directory)
+            note[BASE_NAME] = made_of
+            _write_note(store / NOTE, note)
             progress(f"{BASE_NAME}: {record.architecture}, {record.digest}")
         for name in EXPECTATIONS:
             folder = ARTIFACTS / name
@@ -55,8 +56,8 @@ def prepare(store: Path, *, base: Path = DEFAULT_BASE, say: Say = print) -> None
             progress(f"registering the adapter {name}")
             made = catalog.register(str(folder), name=name, base=BASE_NAME, actor="demo")
             note[f"{name} {digest}"] = made.digest
+            _write_note(store / NOTE, note)
             progress(f"{name}: {made.version}, {made.method}, lane {made.lane}, {made.digest}")
-        _write_note(store / NOTE, note)
         progress(f"ready: {BASE_NAME} and {', '.join(EXPECTATIONS)} in {store}")
 
 
@@ -101,8 +102,6 @@ def _read_note(path: Path) -> dict[str, str]:
 
 def _write_note(path: Path, note: dict[str, str]) -> None:
     text = json.dumps(note, indent=2, sort_keys=True) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
     staged = path.with_name(f"{path.name}.new")
     try:
         staged.write_text(text, encoding="utf-8")
