@@ -11,29 +11,72 @@ where K is the sum of the *true* ranks. The columns of one slot are adjacent, so
 are `x @ down[:, a:b] @ up[a:b]`, and a mixture is the whole product with foreign columns masked.
 The zeros of a fused layer (q, k, v) cost less than calling three products.
 
-Small row counts are computed in float32: there a float32 product costs 2-5 us to call and a
-bfloat16 one 20 us (torch 2.13, oneDNN), and nothing is rounded between the two products.
+What is called depends on the size, because calling costs as much as computing here: a bfloat16
+product of torch 2.13 takes 20 us to call, a float32 one 2-5 us (and rounds nothing in between),
+vLLM's own oneDNN product about 8 us, but its weights are fixed and cannot be sliced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from vllm import _custom_ops as vllm_ops
+
+from server.vllm_plugin.spans import Plan, Span
+
+# Rows x columns up to which one slot's product is done in float32. Measured with 8 rows, rank
+# 16, 576x960 and 576x3072, one thread, between other layers' work (cold caches).
+SMALL_PRODUCT = 512
+# How many row counts oneDNN prepares per weight; vLLM uses the same for the base's layers.
+_PRIMITIVES = 32
 
 Stacks = Sequence[torch.Tensor]
+Product = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True, slots=True)
 class Pack:
     """Weights of the slots in `columns`; `column_slots` [K] names each column's slot."""
 
-    down: torch.Tensor
-    up: torch.Tensor
-    columns: dict[int, tuple[int, int]]
-    column_slots: tuple[int, ...]
-    finite: bool
+    def __init__(
+        self,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        columns: dict[int, tuple[int, int]],
+        column_slots: tuple[int, ...],
+    ):
+        self.down = down
+        self.up = up
+        self.columns = columns
+        self.column_slots = column_slots
+        # A NaN in one adapter's B would reach every row of a masked product.
+        self.finite = bool(torch.isfinite(up).all())
+        self._products: tuple[Product, Product] | None = None
+
+    def products(self) -> tuple[Product, Product]:
+        """x -> x @ down and inner -> inner @ up, with all columns."""
+        if self._products is None:
+            self._products = (_product(self.down), _product(self.up))
+        return self._products
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One addition to rows [start, end) of y: up(down(x) with `foreign` columns set to 0).
+
+    With `fused` set, it takes the place of `up`: y.addmm_(inner, fused) rounds only once.
+    """
+
+    start: int
+    end: int
+    dtype: torch.dtype
+    down: Product
+    up: Product
+    fused: torch.Tensor | None
+    foreign: torch.Tensor | None
 
 
 class ModulePacks:
@@ -48,39 +91,68 @@ class ModulePacks:
         self.a_stacks = tuple(a_stacks)
         self.b_stacks = tuple(b_stacks)
         self.offsets = tuple(offsets)
-        self._watched = (*self.a_stacks, *self.b_stacks)
         self._versions: tuple[int, ...] = ()
         self._ranks: dict[int, tuple[int, ...]] = {}
         self._packs: dict[torch.dtype, tuple[frozenset[int], Pack]] = {}
+        self._work: list[Work] = []
+        self._work_for: tuple[Plan, torch.dtype, torch.dtype] | None = None
+
+    def work(
+        self, plan: Plan, slots: frozenset[int], x_dtype: torch.dtype, y_dtype: torch.dtype
+    ) -> list[Work]:
+        """What to add for `plan`, whose slots are among `slots`; made once per plan."""
+        # vLLM writes to all stacks of a module together: two of them tell.
+        versions = (self.a_stacks[0]._version, self.b_stacks[-1]._version)
+        if versions != self._versions:
+            self._versions = versions
+            self._ranks.clear()
+            self._packs.clear()
+            self._work_for = None
+        made = self._work_for
+        if made is None or made[0] is not plan or made[1] != x_dtype or made[2] != y_dtype:
+            native = torch.promote_types(x_dtype, torch.promote_types(y_dtype, self._dtype))
+            self._work = [
+                work for span in plan.spans for work in self._span_work(plan, span, slots, native)
+            ]
+            self._work_for = (plan, x_dtype, y_dtype)
+        return self._work
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which vLLM keeps the weights."""
+    def _dtype(self) -> torch.dtype:
         return self.b_stacks[0].dtype
 
-    def rank(self, slots: frozenset[int]) -> int:
-        """How many columns these slots take together; 0 if none of them adapts the module."""
-        self._forget_if_changed()
-        return sum(sum(self._slot_ranks(slot)) for slot in slots)
+    def _span_work(
+        self, plan: Plan, span: Span, slots: frozenset[int], native: torch.dtype
+    ) -> list[Work]:
+        used = slots if span.slot is None else (span.slot,)
+        if not any(sum(self._slot_ranks(slot)) for slot in used):
+            return []
+        if span.slot is None:
+            pack = self._pack(slots, native)
+            if pack.finite:
+                foreign = plan.foreign(span, pack.column_slots)
+                return [Work(span.start, span.end, native, *pack.products(), None, foreign)]
+        found = []
+        for run in span.runs:
+            rank = sum(self._slot_ranks(run.slot))
+            if rank:
+                few = (run.end - run.start) * rank <= SMALL_PRODUCT
+                dtype = torch.float32 if few else native
+                pack = self._pack(slots, dtype)
+                first, last = pack.columns[run.slot]
+                down, up = pack.down[:, first:last], pack.up[first:last]
+                products = partial(torch.mm, mat2=down), partial(torch.mm, mat2=up)
+                found.append(Work(run.start, run.end, dtype, *products, up, None))
+        return found
 
-    def get(self, slots: frozenset[int], dtype: torch.dtype) -> Pack:
-        """The pack that holds `slots` (a subset of the stacks' slots) in `dtype`.
-
-        After `rank`, in the same step: that looks for changed weights.
-        """
+    def _pack(self, slots: frozenset[int], dtype: torch.dtype) -> Pack:
+        """The pack that holds `slots` in `dtype`."""
         known = self._packs.get(dtype)
         if known is not None and known[0] == slots:
             return known[1]
         pack = self._build(slots, dtype)
         self._packs[dtype] = (slots, pack)
         return pack
-
-    def _forget_if_changed(self) -> None:
-        versions = tuple([stack._version for stack in self._watched])
-        if versions != self._versions:
-            self._versions = versions
-            self._ranks.clear()
-            self._packs.clear()
 
     def _build(self, slots: frozenset[int], dtype: torch.dtype) -> Pack:
         down: list[torch.Tensor] = []
@@ -107,7 +179,6 @@ class ModulePacks:
             up=up,
             columns=columns,
             column_slots=tuple(column_slots),
-            finite=bool(torch.isfinite(up).all()),
         )
 
     def _no_columns(self, dtype: torch.dtype) -> torch.Tensor:
@@ -124,6 +195,23 @@ class ModulePacks:
             ranks = tuple(_last_used_row(_matrix(stack, slot)) for stack in self.a_stacks)
             self._ranks[slot] = ranks
         return ranks
+
+
+def _product(weights: torch.Tensor) -> Product:
+    """inner -> inner @ weights, by vLLM's oneDNN product where it has one for the dtype."""
+    if weights.dtype is torch.bfloat16 and vllm_ops._supports_onednn:
+        try:
+            handler = vllm_ops.create_onednn_mm(weights, _PRIMITIVES)
+        except RuntimeError:
+            # Not on this processor: vLLM falls back to torch for its own layers as well.
+            return partial(torch.mm, mat2=weights)
+        return partial(_onednn_product, handler)
+    return partial(torch.mm, mat2=weights)
+
+
+def _onednn_product(handler: Any, rows: torch.Tensor) -> torch.Tensor:
+    product: torch.Tensor = vllm_ops.onednn_mm(handler, rows, None)
+    return product
 
 
 def _matrix(stack: torch.Tensor, slot: int) -> torch.Tensor:

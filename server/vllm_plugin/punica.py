@@ -19,12 +19,8 @@ import torch
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from server.vllm_plugin import patches
-from server.vllm_plugin.packs import ModulePacks, Stacks
-from server.vllm_plugin.spans import Plan, Run, Span, plan_rows
-
-# Rows x columns up to which a product is done in float32: below it, calling a bfloat16 product
-# (20 us) costs more than the arithmetic. Measured on 576x960 and 576x3072, one thread, AMX.
-SMALL_PRODUCT = 1024
+from server.vllm_plugin.packs import ModulePacks, Stacks, Work
+from server.vllm_plugin.spans import Plan, plan_rows
 
 
 class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is untyped here
@@ -213,27 +209,13 @@ class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is u
         *,
         exact_rows: bool = False,
     ) -> None:
-        x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        self._check_rows(plan, x, exact=exact_rows)
+        if x.dim() != 2 or y.dim() != 2:
+            x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        if x.shape[0] != plan.rows:
+            self._check_rows(plan, x, exact=exact_rows)
         slots = self._slots if plan.slots <= self._slots else plan.slots
-        native = torch.promote_types(x.dtype, torch.promote_types(y.dtype, module.dtype))
-        for span in plan.spans:
-            rank = module.rank(slots if span.slot is None else frozenset((span.slot,)))
-            if rank == 0:
-                continue
-            dtype = torch.float32 if span.rows * rank <= SMALL_PRODUCT else native
-            pack = module.get(slots, dtype)
-            if span.slot is not None or not pack.finite:
-                # A NaN in one adapter's B would reach every row of a masked product.
-                for run in span.runs:
-                    first, last = pack.columns[run.slot]
-                    if first != last:
-                        _add_product(
-                            y, x, run, pack.down[:, first:last], pack.up[first:last], scale
-                        )
-            else:
-                foreign = plan.foreign(span, pack.column_slots)
-                _add_product(y, x, span, pack.down, pack.up, scale, foreign)
+        for work in module.work(plan, slots, x.dtype, y.dtype):
+            _add(y, x, work, scale)
 
     def _check_rows(self, plan: Plan, x: torch.Tensor, *, exact: bool = False) -> None:
         """Wrong rows would get wrong adapters without anybody noticing: better to fail."""
@@ -243,26 +225,22 @@ class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is u
             )
 
 
-def _add_product(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    rows: Run | Span,
-    down: torch.Tensor,
-    up: torch.Tensor,
-    scale: float,
-    foreign: torch.Tensor | None = None,
-) -> None:
-    """y[rows] += scale * x[rows] @ down @ up, in the packs' dtype, rounded to y's once."""
-    inner = torch.mm(x[rows.start : rows.end].to(down.dtype), down)
-    if foreign is not None:
+def _add(y: torch.Tensor, x: torch.Tensor, work: Work, scale: float) -> None:
+    """y[rows] += scale * (x[rows] @ down, without foreign columns) @ up."""
+    inner = work.down(x[work.start : work.end].to(work.dtype))
+    if work.foreign is not None:
         # Not a product with 0: that would keep a NaN or Inf of another row's adapter.
-        inner.masked_fill_(foreign, 0)
-    width = min(up.shape[1], y.shape[1])
-    target = y[rows.start : rows.end, :width]
-    if target.dtype == inner.dtype:
-        target.addmm_(inner, up[:, :width], alpha=scale)
-    else:
-        target.add_(torch.mm(inner, up[:, :width]), alpha=scale)
+        inner.masked_fill_(work.foreign, 0)
+    target = y[work.start : work.end]
+    if work.fused is not None and work.fused.shape[1] == y.shape[1] and y.dtype is work.dtype:
+        target.addmm_(inner, work.fused, alpha=scale)
+        return
+    part = work.up(inner)
+    if part.shape[1] != y.shape[1]:
+        # vLLM pads logits, or the layer's output, beyond what adapters know.
+        width = min(part.shape[1], y.shape[1])
+        part, target = part[:, :width], target[:, :width]
+    target.add_(part, alpha=scale)
 
 
 def slots_to_pack(packed: frozenset[int], used: frozenset[int]) -> frozenset[int]:
