@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import subprocess
 import sys
 import termios
@@ -71,8 +72,12 @@ def test_progress_on_a_terminal_is_a_bar_that_goes_away() -> None:
         shown.advance(1, 4)
         shown.close()
         stream.flush()
-        written = os.read(controller, 65536).decode()
+        raw = bytearray()
+        # A terminal hands over what was written piece by piece.
+        while select.select([controller], [], [], 0.5)[0]:
+            raw += os.read(controller, 65536)
     os.close(controller)
+    written = raw.decode()
     assert written.startswith("hashing\r\n")
     assert " 25 % |" in written or "  0 % |" in written
     assert written.endswith("\r")
