@@ -21,15 +21,18 @@ def init_store(layout: StoreLayout) -> None:
     """
     if layout.marker.exists():
         layout.check_marker()
-        return
-    _refuse_foreign(layout)
+    else:
+        _refuse_foreign(layout)
     with store_io(layout.root):
         layout.root.mkdir(parents=True, exist_ok=True)
-    with store_lock(layout, shared=False), store_io(layout.root):
-        if layout.marker.exists():
+        if layout.marker.exists() and all(d.is_dir() for d in layout.directories()):
             return
+    with store_lock(layout, shared=False), store_io(layout.root):
         for directory in layout.directories():
             directory.mkdir(exist_ok=True)
+        # Restored from a backup: what a backup leaves out is there now.
+        if layout.marker.exists():
+            return
         layout.database.touch()
         _migrate(layout.root)
         marker = f'{{"format": {STORE_FORMAT}}}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sqlite3
@@ -34,6 +35,7 @@ _TAGS = """
     SELECT a.name, t.tag, v.number
     FROM tags t JOIN adapters a ON a.id = t.adapter_id JOIN versions v ON v.id = t.version_id
 """
+_LANES = {str(lane): lane for lane in Lane}
 _BASES = "SELECT name, path, digest, architecture, added_at FROM bases"
 
 
@@ -126,17 +128,17 @@ def load_bases(
     connection: sqlite3.Connection, names: Iterable[str] | None = None
 ) -> dict[str, BaseRecord]:
     """The bases by name: all of them, or those among `names` that exist."""
-    rows = _select(connection, _BASES, "name", names)
-    return {
-        row[0]: BaseRecord.model_construct(
-            name=row[0],
-            path=row[1],
-            digest=row[2],
-            architecture=row[3],
-            added_at=datetime.fromisoformat(row[4]),
-        )
-        for row in rows
-    }
+    with _parsing("bases"):
+        return {
+            row[0]: BaseRecord.model_construct(
+                name=row[0],
+                path=row[1],
+                digest=row[2],
+                architecture=row[3],
+                added_at=datetime.fromisoformat(row[4]),
+            )
+            for row in _select(connection, _BASES, "name", names)
+        }
 
 
 def load_adapters(
@@ -144,6 +146,13 @@ def load_adapters(
 ) -> dict[str, AdapterRecord]:
     """The adapters by name, with versions and tags: all, or those among `names` that exist."""
     wanted = None if names is None else list(names)
+    with _without_cycle_collection(), _parsing("adapters"):
+        return _load_adapters(connection, wanted)
+
+
+def _load_adapters(
+    connection: sqlite3.Connection, wanted: list[str] | None
+) -> dict[str, AdapterRecord]:
     heads = _select(connection, "SELECT name, default_tag FROM adapters", "name", wanted)
     versions: dict[str, dict[int, VersionRecord]] = {}
     tags: dict[str, dict[str, int]] = {}
@@ -212,17 +221,18 @@ def load_history(connection: sqlite3.Connection, name: str) -> list[TagChange]:
         "SELECT tag, old, new, at, actor, reason FROM tag_history WHERE adapter = ? ORDER BY id",
         (name,),
     )
-    return [
-        TagChange(
-            tag=tag,
-            old=old,
-            new=new,
-            at=datetime.fromisoformat(at),
-            actor=actor,
-            reason=reason,
-        )
-        for tag, old, new, at, actor, reason in rows
-    ]
+    with _parsing("history"):
+        return [
+            TagChange(
+                tag=tag,
+                old=old,
+                new=new,
+                at=datetime.fromisoformat(at),
+                actor=actor,
+                reason=reason,
+            )
+            for tag, old, new, at, actor, reason in rows
+        ]
 
 
 def load_keys(connection: sqlite3.Connection) -> list[KeyRecord]:
@@ -265,7 +275,7 @@ def _version(row: tuple[str, int, str, str, str, str, str, str, int, int, str]) 
         base_digest=row[4],
         format=row[5],
         method=row[6],
-        lane=Lane(row[7]),
+        lane=_LANES[row[7]],
         rank=row[8],
         size_bytes=row[9],
         registered_at=datetime.fromisoformat(row[10]),
@@ -273,13 +283,14 @@ def _version(row: tuple[str, int, str, str, str, str, str, str, int, int, str]) 
 
 
 def _key(row: tuple[str, str, str, str, str | None]) -> KeyRecord:
-    return KeyRecord(
-        id=row[0],
-        label=row[1],
-        scopes=tuple(json.loads(row[2])),
-        created_at=datetime.fromisoformat(row[3]),
-        revoked_at=datetime.fromisoformat(row[4]) if row[4] else None,
-    )
+    with _parsing("keys"):
+        return KeyRecord(
+            id=row[0],
+            label=row[1],
+            scopes=tuple(json.loads(row[2])),
+            created_at=datetime.fromisoformat(row[3]),
+            revoked_at=datetime.fromisoformat(row[4]) if row[4] else None,
+        )
 
 
 def _select(
@@ -288,17 +299,43 @@ def _select(
     column: str,
     names: Iterable[str] | None,
     order: str | None = None,
-) -> Iterator[tuple[Any, ...]]:
+) -> list[tuple[Any, ...]]:
     """Rows of `query`, for all names or in pieces for the given ones, ordered by name."""
     ordering = f" ORDER BY {column}" + (f", {order}" if order else "")
     if names is None:
-        yield from connection.execute(query + ordering)
-        return
+        return connection.execute(query + ordering).fetchall()
     wanted = sorted(set(names))
+    rows: list[tuple[Any, ...]] = []
     for start in range(0, len(wanted), 500):  # SQLite limits the number of parameters
         piece = wanted[start : start + 500]
         marks = ",".join("?" * len(piece))
-        yield from connection.execute(f"{query} WHERE {column} IN ({marks}){ordering}", piece)
+        rows += connection.execute(f"{query} WHERE {column} IN ({marks}){ordering}", piece)
+    return rows
+
+
+@contextmanager
+def _parsing(what: str) -> Iterator[None]:
+    """A value that this code never writes (a hand-edited database) is damage, not a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreDamaged(
+            f"the registry's {what} hold a value that cannot be read ({error}): put back a copy of "
+            "registry.db (see docs/store.md)"
+        ) from error
+
+
+@contextmanager
+def _without_cycle_collection() -> Iterator[None]:
+    """Tens of thousands of new records hold no cycles; looking for some takes a third of the time
+    of loading them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _has_wal(database: Path) -> bool:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from adapters.errors import (
     AdapterctlError,
     AdapterNotFound,
+    StoreError,
     TagNotFound,
     VersionNotFound,
 )
@@ -225,8 +226,10 @@ class SnapshotWatcher:
         with self._mutex:
             try:
                 self._poll()
-            except (sqlite3.Error, OSError) as error:
-                trouble = registry_error(self._root, error)
+            except (sqlite3.Error, OSError, StoreError) as error:
+                trouble = (
+                    error if isinstance(error, StoreError) else registry_error(self._root, error)
+                )
                 if self.last_error is None:
                     _log.warning("serving the last known registry: %s", trouble.message)
                 self.last_error = trouble

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from adapters.registry import faults, revisions, schema
 from adapters.registry.migrate import migration_config
 from adapters.registry.writer import RegistryWriter
 from adapters.store.layout import StoreLayout
+from tests.adapters.registry.small_intake import SmallIntake
 
 Register = Callable[..., str]
 
@@ -87,6 +89,27 @@ def test_init_refuses_a_directory_that_holds_something_else(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(AlreadyExists, match="is a file"):
         Catalog.init(tmp_path / "thesis.tex")
+
+
+def test_a_backup_made_as_documented_can_be_restored(
+    catalog: Catalog, register: Register, tmp_path: Path
+) -> None:
+    register(1, tag="prod")
+    backup = tmp_path / "backup"
+    backup.mkdir()
+    # docs/store.md says it with the sqlite3 program.
+    sql(catalog.layout.root, f"VACUUM INTO '{backup / 'registry.db'}'")
+    register(2)
+    shutil.copy(catalog.layout.marker, backup)
+    shutil.copytree(catalog.layout.root / "blobs", backup / "blobs")
+    with Catalog.init(backup, intake=SmallIntake()) as restored:
+        report = restored.verify()
+        assert (report.problems, len(report.orphans)) == ((), 1)
+        assert restored.adapter("bot").tags == {"latest": 1, "prod": 1}
+        source = tmp_path / "source-2"
+        assert restored.register(str(source), name="bot", base="small").version == "v2"
+        restored.gc()
+        assert restored.verify().orphans == ()
 
 
 INIT = """
@@ -217,3 +240,53 @@ def test_a_row_that_refers_to_nothing_is_found(catalog: Catalog, register: Regis
     register(1)
     sql(catalog.layout.root, "UPDATE tags SET version_id = 4711")
     assert any("missing row of versions" in p for p in catalog.verify().problems)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE versions SET lane = 'fast'",
+        "UPDATE versions SET registered_at = 'never'",
+        "UPDATE versions SET registered_at = 7",
+        "UPDATE bases SET added_at = ''",
+        "UPDATE tag_history SET at = x'00'",
+        "UPDATE tag_history SET old = 'x'",
+        "UPDATE keys SET scopes = '['",
+        "UPDATE versions SET manifest = '{}'",
+        "UPDATE bases SET descriptor = 'x'",
+    ],
+)
+def test_hand_edited_values_are_damage(
+    catalog: Catalog, register: Register, statement: str
+) -> None:
+    register(1)
+    catalog.create_key(["admin"], "ops")
+    sql(catalog.layout.root, statement)
+    with pytest.raises(StoreDamaged):
+        for read in (
+            catalog.adapters,
+            catalog.bases,
+            catalog.keys,
+            lambda: catalog.history("bot"),
+            lambda: catalog.version_manifest("bot"),
+            lambda: catalog.base_descriptor("small"),
+        ):
+            read()
+
+
+def test_listing_imports_nothing_heavy(catalog: Catalog, register: Register) -> None:
+    register(1)
+    code = (
+        "import sys; from pathlib import Path; from adapters.catalog import Catalog\n"
+        "c = Catalog.open(Path(sys.argv[1])); c.adapters(); c.show('bot'); c.snapshot()\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(catalog.layout.root)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    heavy = {"sqlalchemy", "alembic", "numpy", "safetensors", "torch", "transformers", "rapidfuzz"}
+    assert heavy.isdisjoint(done.stdout.split())
