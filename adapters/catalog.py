@@ -11,6 +11,7 @@ from adapters.errors import (
     AdapterNotFound,
     AlreadyExists,
     BaseNotFound,
+    Conflict,
     InvalidReference,
     UsageError,
 )
@@ -250,7 +251,7 @@ class Catalog:
         return change
 
     def delete_tag(self, ref: str, *, actor: str = "local") -> TagChange:
-        """Removes NAME:TAG. The default tag and `latest` stay: raises UsageError for them."""
+        """Removes NAME:TAG. The default tag and `latest` stay: raises Conflict for them."""
         from adapters.registry.rows import require_adapter
         from adapters.registry.tags import DELETE, LATEST, drop_tag
 
@@ -258,7 +259,7 @@ class Catalog:
         with self._writer().transaction() as connection:
             adapter = require_adapter(connection, name)
             if tag in (LATEST, adapter.default_tag):
-                raise UsageError(
+                raise Conflict(
                     f"'{ref}' cannot be deleted: "
                     + (
                         "every adapter has its latest version"

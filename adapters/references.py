@@ -1,9 +1,9 @@
 """References: what a client writes in `model`.
 
-    NAME               the adapter's default tag, or a base's own name
-    NAME:TAG           a movable tag
-    NAME:v3            the third version
-    NAME@sha256:HEX    a digest, whole or shortened to at least 8 digits
+NAME               the adapter's default tag, or a base's own name
+NAME:TAG           a movable tag
+NAME:v3            the third version
+NAME@sha256:HEX    a digest, whole or shortened to at least 8 digits
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Reference:
 def parse_reference(text: str) -> Reference:
     """Parse `text`; raises InvalidReference with what is wrong."""
     if len(text) > MAX_REFERENCE_LENGTH:
-        raise InvalidReference(f"a reference has at most {MAX_REFERENCE_LENGTH} characters", param="model")
+        raise InvalidReference(
+            f"a reference has at most {MAX_REFERENCE_LENGTH} characters", param="model"
+        )
     name, at, digest = text.partition("@")
     if at:
         if not _DIGEST.fullmatch(digest):

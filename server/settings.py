@@ -6,6 +6,7 @@ file, then the default. An unknown key in the file is an error.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -87,7 +88,12 @@ class ServeSettings(Frozen):
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine only."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # another name: who knows where it leads
 
 
 def load_settings(

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from adapters.errors import TagNotFound, UsageError, VersionNotFound
+from adapters.errors import Conflict, TagNotFound, VersionNotFound
 from adapters.models import TagChange
 from adapters.registry import schema
 from adapters.registry.rows import (
@@ -87,7 +87,7 @@ def set_default_tag(
 def roll_back(connection: Connection, adapter: AdapterRow, tag: str, *, actor: str) -> TagChange:
     """Puts a tag back to its previous value; again and again walks further back.
 
-    Raises TagNotFound for a tag that never was, UsageError if nothing is earlier,
+    Raises TagNotFound for a tag that never was, Conflict if nothing is earlier,
     VersionNotFound if the earlier version was removed.
     """
     stack = _undo_stack(connection, adapter.name, tag)
@@ -95,7 +95,7 @@ def roll_back(connection: Connection, adapter: AdapterRow, tag: str, *, actor: s
         values = tag_values(connection, adapter)
         raise TagNotFound(f"'{adapter.name}' has no tag '{tag}': it has {', '.join(values)}")
     if len(stack) < 2:
-        raise UsageError(
+        raise Conflict(
             f"'{adapter.name}:{tag}' cannot be rolled back: it has no earlier value; "
             f"`adapterctl history {adapter.name}` lists what it was"
         )

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from adapters.models import BaseDescriptor
 
 RANK = 8
-LAYERS = 8
+LAYERS = 12
 
 
 def write_strong_adapter(target: Path, base: BaseDescriptor, *, seed: int) -> None:
@@ -28,7 +28,7 @@ def write_strong_adapter(target: Path, base: BaseDescriptor, *, seed: int) -> No
         b = torch.randn(module.out_features, RANK, generator=generator)
         prefix = f"base_model.model.{module.name}"
         tensors[f"{prefix}.lora_A.weight"] = a / module.in_features**0.5
-        tensors[f"{prefix}.lora_B.weight"] = b * 0.15
+        tensors[f"{prefix}.lora_B.weight"] = b
     target.mkdir(parents=True)
     save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {

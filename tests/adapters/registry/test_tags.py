@@ -9,6 +9,7 @@ import pytest
 from adapters.catalog import Catalog
 from adapters.errors import (
     AdapterNotFound,
+    Conflict,
     InvalidReference,
     TagNotFound,
     UsageError,
@@ -67,13 +68,13 @@ def test_the_default_tag_is_what_the_bare_name_means(bot: Catalog) -> None:
     assert bot.show("bot").number == 4
     bot.tag("bot:prod", "v2", default=True)
     assert bot.show("bot").number == 2
-    with pytest.raises(UsageError, match="it is what 'bot' means"):
+    with pytest.raises(Conflict, match="it is what 'bot' means"):
         bot.delete_tag("bot:prod")
     change = bot.tag("bot:latest", None, default=True, actor="bob")
     assert (change.old, change.new, change.reason, change.actor) == (4, 4, "made default", "bob")
     assert bot.show("bot").number == 4
     bot.delete_tag("bot:prod")
-    with pytest.raises(UsageError, match="latest"):
+    with pytest.raises(Conflict, match="latest"):
         bot.delete_tag("bot:latest")
     with pytest.raises(TagNotFound):
         bot.delete_tag("bot:prod")
@@ -84,7 +85,7 @@ def test_rollback_is_an_undo_stack(bot: Catalog) -> None:
         bot.tag("bot:prod", version)
     assert bot.rollback("bot:prod", actor="eve").new == 2
     assert bot.rollback("bot:prod").new == 1
-    with pytest.raises(UsageError, match="no earlier value"):
+    with pytest.raises(Conflict, match="no earlier value"):
         bot.rollback("bot:prod")
     assert value(bot, "prod") == 1
     bot.tag("bot:prod", "v4")
@@ -145,7 +146,7 @@ def test_rollback_knows_nothing_of_an_earlier_adapter(bot: Catalog, register: Re
     bot.tag("bot:prod", "v2")
     bot.rm("bot", force=True)
     assert register(1, tag="prod") == "v5"
-    with pytest.raises(UsageError, match="no earlier value"):
+    with pytest.raises(Conflict, match="no earlier value"):
         bot.rollback("bot:prod")
     with pytest.raises(TagNotFound):
         bot.rollback("bot:never")
