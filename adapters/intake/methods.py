@@ -83,9 +83,11 @@ def _other_tuner(fate: Fate) -> Evidence:
 
 def _mutated_base(raw: RawAdapter) -> str | None:
     init = raw.config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in PLAIN_INITS:
-        return f"init_lora_weights = {reprlib.repr(init)}"
-    return None
+    if init is None or isinstance(init, bool):
+        return None
+    if isinstance(init, str) and init.lower() in PLAIN_INITS:
+        return None
+    return f"init_lora_weights = {reprlib.repr(init)}"
 
 
 def _other_task(raw: RawAdapter) -> str | None:

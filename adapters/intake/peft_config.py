@@ -147,7 +147,7 @@ def _rank(value: Any, key: str) -> int:
         )
     if value > MAX_RANK:
         raise InvalidConfig(
-            f"adapter_config.json: {key} is {reprlib.repr(value)}; ranks up to {MAX_RANK} are served"
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; ranks go up to {MAX_RANK}"
         )
     return value
 

@@ -206,7 +206,7 @@ BAD: dict[str, Bad] = {
     "rank-negative": Bad(with_config(r=-4), InvalidConfig, ("r is -4",)),
     "rank-true": Bad(with_config(r=True), InvalidConfig, ("r is True",)),
     "rank-4.0": Bad(with_config(r=4.5), InvalidConfig, ("r is 4.5",)),
-    "rank-513": Bad(with_config(r=513), InvalidConfig, ("513", "up to 512")),
+    "rank-513": Bad(with_config(r=513), InvalidConfig, ("513", "go up to 512")),
     "no-alpha": Bad(without_key("lora_alpha"), InvalidConfig, ("no 'lora_alpha'",)),
     "alpha-negative": Bad(with_config(lora_alpha=-8), InvalidConfig, ("lora_alpha is -8",)),
     "alpha-nan": Bad(with_config(lora_alpha=float("nan")), InvalidConfig, ("finite number",)),
