@@ -6,7 +6,8 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,21 @@ from adapters.store.durable import store_error
 if TYPE_CHECKING:
     import torch
 
-Progress = Callable[[int, int], None]
-
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What reading a pair's values showed: the dtypes to write, and whether it does anything."""
+    """A pair's values as they were read: what they are, and whether they do anything."""
 
-    a_dtype: str
-    b_dtype: str
+    a: torch.Tensor
+    b: torch.Tensor
     effective: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
 
 
 def prove(pair: LoraPair, engine_dtype: str) -> Proof:
@@ -45,13 +48,13 @@ def prove(pair: LoraPair, engine_dtype: str) -> Proof:
         _survives(a, pair.a_name, engine_dtype, "it"),
         _survives(b, pair.b_name, engine_dtype, "with alpha/r folded in, it"),
     ]
-    return Proof(tensors.dtype_of(a), tensors.dtype_of(b), effective=all(live))
+    return Proof(a, b, effective=all(live))
 
 
 def _survives(values: torch.Tensor, name: str, engine_dtype: str, subject: str) -> bool:
-    held = tensors.rounded(values, engine_dtype)
-    bad = tensors.non_finite(held)
-    if bad:
+    held = tensors.rounded(tensors.extremes(values), engine_dtype)
+    if not tensors.all_finite(held):
+        bad = tensors.non_finite(tensors.rounded(values, engine_dtype))
         raise DamagedArtifact(
             f"tensor '{name}': {subject} has {bad} value{'s' if bad > 1 else ''} too large for "
             f"{engine_dtype}, the base's dtype; the adapter cannot be served on this base"
@@ -84,6 +87,28 @@ def config_of(pairs: Sequence[LoraPair]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvedPair:
+    """A pair that may be written, with the dtypes its values turned out to have."""
+
+    pair: LoraPair
+    a_dtype: str
+    b_dtype: str
+    effective: bool
+
+
+def keep(pair: LoraPair, proof: Proof, *, hold: bool) -> ProvedPair:
+    """The pair to write. With `hold` its values stay in memory, else they are read again."""
+    if hold:
+        pair = replace(pair, load_a=partial(_held, proof.a), load_b=partial(_held, proof.b))
+    a_dtype, b_dtype = tensors.dtype_of(proof.a), tensors.dtype_of(proof.b)
+    return ProvedPair(pair, a_dtype, b_dtype, proof.effective)
+
+
+def _held(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     name: str
     source: str
@@ -97,18 +122,15 @@ class _Entry:
 
 
 def write_canonical(
-    pairs: Sequence[LoraPair],
-    proofs: Sequence[Proof],
-    staging: Path,
-    progress: Callable[[int], None],
+    proved: Sequence[ProvedPair], staging: Path, progress: Callable[[int], None]
 ) -> None:
-    """Write both files into `staging`, one tensor in memory at a time; not fsynced.
+    """Write both files into `staging`, tensor by tensor; not fsynced.
 
     `progress` is told the bytes of each tensor written. Raises DamagedArtifact when the source
     changed since it was proved, StoreError when `staging` cannot be written.
     """
-    entries = _entries(pairs, proofs)
-    config = json.dumps(config_of(pairs), sort_keys=True, indent=2) + "\n"
+    entries = _entries(proved)
+    config = json.dumps(config_of([item.pair for item in proved]), sort_keys=True, indent=2) + "\n"
     try:
         (staging / CONFIG).write_text(config, encoding="utf-8")
         with (staging / WEIGHTS).open("wb") as file:
@@ -120,18 +142,18 @@ def write_canonical(
         raise store_error(staging, fault) from fault
 
 
-def _entries(pairs: Sequence[LoraPair], proofs: Sequence[Proof]) -> list[_Entry]:
+def _entries(proved: Sequence[ProvedPair]) -> list[_Entry]:
     """Widest dtype first, then by name: as safetensors orders them, so that all is aligned."""
     found = []
-    for pair, proof in zip(pairs, proofs, strict=True):
-        spec = pair.module
+    for item in proved:
+        pair, spec = item.pair, item.pair.module
         a, b = ("lora_embedding_A", "lora_embedding_B")
         if spec.kind != "embedding":
             a, b = ("lora_A.weight", "lora_B.weight")
         stem = f"{PREFIX}{spec.name}"
         a_shape, b_shape = (pair.rank, spec.in_features), (spec.out_features, pair.rank)
-        found.append(_Entry(f"{stem}.{a}", pair.a_name, proof.a_dtype, a_shape, pair.load_a))
-        found.append(_Entry(f"{stem}.{b}", pair.b_name, proof.b_dtype, b_shape, pair.load_b))
+        found.append(_Entry(f"{stem}.{a}", pair.a_name, item.a_dtype, a_shape, pair.load_a))
+        found.append(_Entry(f"{stem}.{b}", pair.b_name, item.b_dtype, b_shape, pair.load_b))
     return sorted(found, key=lambda entry: (-tensors.item_size(entry.dtype), entry.name))
 
 

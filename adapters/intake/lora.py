@@ -331,8 +331,8 @@ def _layout_notes(settings: LoraSettings, halves: Mapping[str, _Halves]) -> list
 
 def _finite(tensor: LazyTensor) -> torch.Tensor:
     values = tensor.load()
-    bad = tensors.non_finite(values)
-    if bad:
+    if not tensors.all_finite(tensors.extremes(values)):
+        bad = tensors.non_finite(values)
         raise DamagedArtifact(
             f"tensor '{tensor.name}' holds {bad} NaN or infinite value{'s' if bad > 1 else ''} "
             f"of {tensor.count}: the training diverged or the file is damaged"

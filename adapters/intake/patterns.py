@@ -10,14 +10,14 @@ import regex
 from adapters.errors import InvalidConfig
 
 _MAX_LENGTH = 20_000
-_MAX_SECONDS = 5.0
+MAX_SECONDS = 5.0
 
 
 class Budget:
     """The time all patterns of one artifact may take together."""
 
-    def __init__(self, seconds: float = _MAX_SECONDS):
-        self._end = time.monotonic() + seconds
+    def __init__(self) -> None:
+        self._end = time.monotonic() + MAX_SECONDS
 
     def left(self) -> float:
         return max(self._end - time.monotonic(), 1e-3)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters.errors import ArtifactError, DamagedArtifact, NotHotServable
-from adapters.intake.canonical import Proof, prove, write_canonical
+from adapters.intake.canonical import ProvedPair, keep, prove, write_canonical
 from adapters.intake.findings import Findings
 from adapters.intake.formats import read_artifact
 from adapters.intake.lora import LoraPair, LoraPlan
@@ -21,6 +21,8 @@ from adapters.intake.raw import RawAdapter
 from adapters.models import BaseDescriptor, Inspection, Lane, Manifest
 
 Progress = Callable[[int, int], None]
+# A 100 MB adapter stays far below 1 GB of memory; a larger one costs a second read instead.
+HOLD_BYTES = 256 << 20
 _HOT = "every tensor is one factor of a low-rank pair for a module of the base"
 
 
@@ -42,8 +44,8 @@ def take_in(
     plan = _plan(method, evidence, raw, base)
     _raise_first(plan.problems)
     advance = _advance(2 * sum(pair.size_bytes for pair in plan.pairs), progress)
-    proofs = _prove(plan, base, advance)
-    write_canonical(plan.pairs, proofs, staging, advance)
+    proved = _prove(plan, base, advance)
+    write_canonical(proved, staging, advance)
     from_trainer = raw.provenance
     return Manifest(
         format=raw.format,
@@ -60,7 +62,7 @@ def take_in(
         trainer_version=from_trainer.trainer_version,
         source=str(source),
         source_sha256=source_sha256(from_trainer.files),
-        notes=from_trainer.notes + plan.notes + _idle_note(plan.pairs, proofs),
+        notes=from_trainer.notes + plan.notes + _idle_note(proved),
     )
 
 
@@ -178,17 +180,25 @@ def _raise_first(problems: Sequence[ArtifactError]) -> None:
     raise type(first)(f"{first.message}; 'adapterctl inspect' lists {faults}")
 
 
-def _prove(plan: LoraPlan, base: BaseDescriptor, advance: Callable[[int], None]) -> list[Proof]:
-    """Read every value once; raises the first thing that is wrong."""
+def _prove(
+    plan: LoraPlan, base: BaseDescriptor, advance: Callable[[int], None]
+) -> list[ProvedPair]:
+    """Read every value once; raises the first thing that is wrong.
+
+    Up to HOLD_BYTES of what was read stay in memory for writing; the rest is read again then.
+    """
     for compare in plan.copies:
         compare()
-    proofs = []
+    proved: list[ProvedPair] = []
+    held = 0
     for pair in plan.pairs:
-        proofs.append(prove(pair, base.dtype))
+        proof = prove(pair, base.dtype)
+        held += proof.size_bytes
+        proved.append(keep(pair, proof, hold=held <= HOLD_BYTES))
         advance(pair.size_bytes)
-    if not any(proof.effective for proof in proofs):
+    if not any(item.effective for item in proved):
         raise DamagedArtifact(_no_effect(plan))
-    return proofs
+    return proved
 
 
 def _no_effect(plan: LoraPlan) -> str:
@@ -219,13 +229,11 @@ def _value_faults(plan: LoraPlan, base: BaseDescriptor) -> tuple[ArtifactError, 
     return findings.errors()
 
 
-def _idle_note(pairs: Sequence[LoraPair], proofs: Sequence[Proof]) -> tuple[str, ...]:
-    idle = [
-        pair.module.name for pair, proof in zip(pairs, proofs, strict=True) if not proof.effective
-    ]
+def _idle_note(proved: Sequence[ProvedPair]) -> tuple[str, ...]:
+    idle = [item.pair.module.name for item in proved if not item.effective]
     if not idle:
         return ()
-    return (f"{len(idle)} of {len(pairs)} pairs have no effect (zero), '{idle[0]}' for one",)
+    return (f"{len(idle)} of {len(proved)} pairs have no effect (zero), '{idle[0]}' for one",)
 
 
 def _advance(total: int, progress: Progress | None) -> Callable[[int], None]:

@@ -56,12 +56,13 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _pread(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
-    buffer = bytearray(info.end - info.start)
-    view, done = memoryview(buffer), 0
+    size, done = info.end - info.start, 0
+    buffer = torch.empty(size, dtype=torch.uint8)
+    view = buffer.numpy().data
     try:
         file = os.open(path, os.O_RDONLY)
         try:
-            while done < len(buffer):
+            while done < size:
                 count = os.preadv(file, [view[done:]], info.start + done)
                 if count == 0:
                     break
@@ -70,11 +71,9 @@ def _pread(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
             os.close(file)
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
-    if done < len(buffer):
+    if done < size:
         raise DamagedArtifact(f"{path.name} ended inside '{name}': it changed while it was read")
-    if not buffer:
-        return torch.empty(info.shape, dtype=TORCH_DTYPE[info.dtype])
-    return torch.frombuffer(buffer, dtype=TORCH_DTYPE[info.dtype]).reshape(info.shape)
+    return buffer.view(TORCH_DTYPE[info.dtype]).reshape(info.shape)
 
 
 def read_pickle(path: Path) -> dict[str, LazyTensor]:
@@ -157,11 +156,21 @@ def _wanted(text: str) -> str | None:
     return "it holds operations that tensors never need" if "Unsupported" in text else None
 
 
+def extremes(tensor: torch.Tensor) -> torch.Tensor:
+    """The smallest and the largest value; NaN for both if any is NaN. One pass, no copy.
+
+    Rounding to another dtype keeps order, so the extremes tell of all values whether they stay
+    finite and whether any stays other than zero.
+    """
+    return torch.stack(torch.aminmax(tensor))
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
 def non_finite(tensor: torch.Tensor) -> int:
     """How many values are NaN or infinite."""
-    # The sum is finite only if every value is, save for an overflow, which the count then settles.
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
-        return 0
     return int((~torch.isfinite(tensor)).sum())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import ArtifactError
+from adapters.intake import patterns
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import write_good
@@ -18,6 +19,12 @@ def staging(tmp_path: Path) -> Path:
     path = tmp_path / "staging"
     path.mkdir()
     return path
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patterns that hang are given up sooner; the honest ones here take microseconds."""
+    monkeypatch.setattr(patterns, "MAX_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -111,6 +111,28 @@ def _set(key: str, value: Any) -> Callable[[dict[str, Any], str], None]:
     return lambda header, name: header[name].update({key: value})
 
 
+def _regroup(divisor: int, dtype: str) -> Callable[[dict[str, Any], str], None]:
+    """Another shape over the same bytes, consistent in itself: only the base can tell."""
+
+    def change(header: dict[str, Any], name: str) -> None:
+        begin, end = header[name].get("data_offsets", [0, 0])
+        count = (end - begin) // {"F32": 4, "BF16": 2, "F64": 8}[dtype]
+        header[name].update({"dtype": dtype, "shape": [divisor, count // divisor]})
+
+    return change
+
+
+def _swap(number: int) -> Callable[[dict[str, Any], str], None]:
+    """Two tensors trade their places, shapes and all."""
+
+    def change(header: dict[str, Any], name: str) -> None:
+        names = sorted(other for other in header if other != "__metadata__")
+        other = names[number % len(names)]
+        header[name], header[other] = header[other], header[name]
+
+    return change
+
+
 def _config_value(key: str, value: Any) -> Mutation:
     return _edit_config(lambda config: config.update({key: value}))
 
@@ -120,6 +142,7 @@ def _config_drop(key: str) -> Mutation:
 
 
 _INDEX = st.integers(0, 10_000)
+_REGROUPED = ["F32", "BF16", "F64"]
 _FILES = st.sampled_from([WEIGHTS, "adapter_config.json"])
 _CONFIG_MUTATIONS = st.one_of(
     st.builds(_config_value, _CONFIG_KEYS, _JSON), st.builds(_config_drop, _CONFIG_KEYS)
@@ -131,6 +154,12 @@ _HEADER_MUTATIONS = st.one_of(
     st.builds(_edit_header, _INDEX, st.builds(_set, st.just("dtype"), _DTYPES)),
     st.builds(_edit_header, _INDEX, st.builds(_set, st.just("data_offsets"), _SHAPES)),
     st.builds(_edit_header, _INDEX, st.builds(_set, st.text(max_size=12), _JSON)),
+    st.builds(
+        _edit_header,
+        _INDEX,
+        st.builds(_regroup, st.sampled_from([1, 2, 4, 8, 16, 32]), st.sampled_from(_REGROUPED)),
+    ),
+    st.builds(_edit_header, _INDEX, st.builds(_swap, _INDEX)),
 )
 _BYTE_MUTATIONS = st.one_of(
     st.builds(_edit_bytes, _FILES, st.builds(_flip, _INDEX, st.integers(1, 255))),
