@@ -165,6 +165,16 @@ def extremes(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(torch.aminmax(tensor))
 
 
+def within(values: torch.Tensor, bound: float) -> bool:
+    """Is every value finite and at most `bound` in size?"""
+    return bool((values.abs() <= bound).all())
+
+
+def count_beyond(tensor: torch.Tensor, bound: float) -> int:
+    """How many values are larger in size than `bound`, or not finite."""
+    return int((~(tensor.abs() <= bound)).sum())
+
+
 def all_finite(values: torch.Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 

@@ -163,18 +163,20 @@ def test_odd_sizes_of_mixed_dtypes_are_aligned(llama: BaseDescriptor, tmp_path: 
         assert set(file.keys()) == set(header)
 
 
-def test_fp16_base_refuses_what_fp16_cannot_hold(bases: Bases, tmp_path: Path) -> None:
-    """Right on a bf16 base, infinite on an fp16 one: judged by the base it is registered for."""
-    for name, fits in (("llama-bf16", True), ("llama-fp16", False)):
-        base = bases[name][1]
+@pytest.mark.parametrize("name", ["llama", "llama-bf16", "llama-fp16"])
+def test_values_beyond_half_precision_are_refused(name: str, bases: Bases, tmp_path: Path) -> None:
+    """Finite, and yet what makes an engine overflow; alpha/r is 2 here, so half is allowed."""
+    base = bases[name][1]
+    for value, fits in ((32_000.0, True), (-33_000.0, False), (3.4e38, False)):
         tensors, config = adapter_parts(base)
-        tensors[Q0_B][0, 0] = 60_000.0
-        write_parts(tmp_path / name, tensors, config)
+        tensors[Q0_B][0, 0] = value
+        write_parts(tmp_path / str(value), tensors, config)
+        staging = tmp_path / f"{value}-staging"
         if fits:
-            _take(tmp_path / name, base, tmp_path / f"{name}-staging")
+            _take(tmp_path / str(value), base, staging)
             continue
-        with pytest.raises(DamagedArtifact, match="too large for float16"):
-            _take(tmp_path / name, base, tmp_path / f"{name}-staging")
+        with pytest.raises(DamagedArtifact, match="1 value beyond ±65504"):
+            _take(tmp_path / str(value), base, staging)
 
 
 def test_updates_below_fp16_are_no_effect(bases: Bases, tmp_path: Path) -> None:

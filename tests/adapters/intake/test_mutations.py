@@ -115,8 +115,10 @@ def _regroup(divisor: int, dtype: str) -> Callable[[dict[str, Any], str], None]:
     """Another shape over the same bytes, consistent in itself: only the base can tell."""
 
     def change(header: dict[str, Any], name: str) -> None:
-        begin, end = header[name].get("data_offsets", [0, 0])
-        count = (end - begin) // {"F32": 4, "BF16": 2, "F64": 8}[dtype]
+        offsets = header[name].get("data_offsets")
+        if not isinstance(offsets, list) or len(offsets) != 2:
+            return  # an earlier mutation broke it already
+        count = (offsets[1] - offsets[0]) // {"F32": 4, "BF16": 2, "F64": 8}[dtype]
         header[name].update({"dtype": dtype, "shape": [divisor, count // divisor]})
 
     return change
