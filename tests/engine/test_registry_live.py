@@ -127,13 +127,13 @@ def test_no_bad_artifact_gets_in_and_the_server_answers_right_after_all(
     with Catalog.open(live.store) as catalog:
         descriptor = catalog.base_descriptor("smollm2")
         before = [adapter.name for adapter in catalog.adapters()]
-        for name, build in BAD.items():
-            source = tmp_path / name
-            source.mkdir()
-            build(source, descriptor)
-            inspection = catalog.inspect(str(source), base="smollm2")
-            assert inspection.problems, f"{name} was found good"
-            shutil.rmtree(source)
+        for name, bad in BAD.items():
+            folder = tmp_path / name
+            folder.mkdir()
+            bad(folder, descriptor)
+            with pytest.raises(bad.error):
+                catalog.register(str(folder / bad.inside), name="bad", base="smollm2")
+            shutil.rmtree(folder)
         assert [adapter.name for adapter in catalog.adapters()] == before
     for name, expected in EXPECTATIONS.items():
         answer = live.client().chat.completions.create(
