@@ -48,7 +48,8 @@ class BaseDescriptor(Frozen):
     modules: tuple[ModuleSpec, ...]
     # Parameters that are not a module's own weight matrix (norms, biases): name -> shape.
     parameters: dict[str, tuple[int, ...]]
-    # Input and output embedding where an adapter may bring a copy: module -> "DTYPE:sha256 of bytes".
+    # Input and output embedding, of which an adapter may bring a copy:
+    # module -> "DTYPE:sha256 of its bytes".
     embedding_weights: dict[str, str] = {}
 
 

@@ -82,7 +82,8 @@ def check_tag(tag: str) -> str:
         raise InvalidReference(f"'{tag}' names a version; a tag cannot look like one")
     if not _TAG.fullmatch(tag):
         raise InvalidReference(
-            f"'{tag}' is no valid tag: 1 to 64 letters, digits, '.', '_' and '-', first a letter or '_'",
+            f"'{tag}' is no valid tag: 1 to 64 letters, digits, '.', '_' and '-', "
+            "first a letter or '_'",
             param="model",
         )
     return tag

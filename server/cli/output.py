@@ -23,7 +23,7 @@ SHORT_DIGEST = 12
 PLAIN_INTERVAL_S = 1.0
 
 
-class OutputFailed(Exception):  # noqa: N818  named like the others of the error tree
+class OutputFailed(Exception):
     """stdout cannot be written: a full disk behind it, a terminal that is gone."""
 
 

@@ -38,7 +38,7 @@ _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
 _LOST = (aiohttp.ClientError, ConnectionError, OSError)
 
 
-class ClientGone(Exception):  # noqa: N818 - an event, not an error: nobody is left to be told
+class ClientGone(Exception):
     """The client hung up."""
 
 
