@@ -9,7 +9,11 @@ from adapters.registry.snapshot import Snapshot
 
 def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str:
     """The URL, and a curl line and an openai snippet that work as printed."""
-    hot = sorted(name for name, one in snapshot.adapters.items() if one.default_tag in one.tags)
+    hot = sorted(
+        name
+        for name, one in snapshot.adapters.items()
+        if one.default_tag in one.tags and one.versions[one.tags[one.default_tag]].base == base
+    )
     example = hot[0] if hot else base
     names = ", ".join([base, *hot[:8]]) + (f" and {len(hot) - 8} more" if len(hot) > 8 else "")
     question = "Where do ships sleep at night?"

@@ -44,8 +44,8 @@ def run(settings: ServeSettings) -> None:
         catalog = stack.enter_context(Catalog.open(settings.store))
         base = _serving_base(catalog, settings.base)
         listener = stack.enter_context(contextlib.closing(listen(settings.host, settings.port)))
-        if not settings.loopback_only and not catalog.has_keys():
-            _, secret = catalog.create_key(["admin"], "first start")
+        secret = first_admin_key(settings, catalog)
+        if secret is not None:
             _say(admin_key_notice(secret))
         watcher = SnapshotWatcher(settings.store)
         watcher.start()
@@ -55,6 +55,13 @@ def run(settings: ServeSettings) -> None:
         server = _Server(settings, base, catalog, watcher, listener, runtime)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve())
+
+
+def first_admin_key(settings: ServeSettings, catalog: Catalog) -> str | None:
+    """A new admin key where the server is reachable from elsewhere and the store has none yet."""
+    if settings.loopback_only or catalog.has_keys():
+        return None
+    return catalog.create_key(["admin"], "first start")[1]
 
 
 def _serving_base(catalog: Catalog, name: str) -> BaseRecord:

@@ -1,0 +1,84 @@
+"""What `adapterctl serve` does before there is an engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adapters.catalog import Catalog
+from adapters.errors import UsageError
+from server.gateway.banner import admin_key_notice, ready_banner
+from server.gateway.runtime import announced, listen, runtime_directory, url_of
+from server.gateway.serve import first_admin_key
+from server.settings import ServeSettings
+from tests.server.gateway.scripted import example_snapshot
+
+
+def settings(store: Path, host: str) -> ServeSettings:
+    return ServeSettings(store=store, base="tiny", host=host)
+
+
+def test_beyond_loopback_the_first_start_makes_one_admin_key(tmp_path: Path) -> None:
+    with Catalog.init(tmp_path / "store") as catalog:
+        assert first_admin_key(settings(tmp_path, "127.0.0.1"), catalog) is None
+        secret = first_admin_key(settings(tmp_path, "0.0.0.0"), catalog)
+        assert secret is not None
+        assert secret in admin_key_notice(secret)
+        record = catalog.key_for(secret)
+        assert record is not None
+        assert "admin" in record.scopes
+        assert first_admin_key(settings(tmp_path, "0.0.0.0"), catalog) is None
+        assert catalog.key_for(secret + "x") is None
+    stored = b"".join(file.read_bytes() for file in (tmp_path / "store").glob("registry.db*"))
+    assert secret.encode() not in stored
+
+
+def test_an_address_that_is_taken_is_wrong_usage() -> None:
+    first = listen("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    assert url_of(first) == f"http://127.0.0.1:{port}"
+    with pytest.raises(UsageError, match="choose another --port"):
+        listen("127.0.0.1", port)
+    first.close()
+
+
+def test_the_directory_of_a_killed_server_is_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert not psutil.pid_exists(ended.pid)
+    stale = tmp_path / f"adapterctl-{ended.pid}-x"
+    stale.mkdir()
+    foreign = tmp_path / "adapterctl-notes"
+    foreign.mkdir()
+    with runtime_directory() as mine:
+        assert mine.name.startswith(f"adapterctl-{os.getpid()}-")
+        assert not stale.exists()
+        with runtime_directory() as second:
+            assert mine.exists()
+            assert second != mine
+    assert [entry.name for entry in tmp_path.iterdir()] == ["adapterctl-notes"]
+
+
+def test_an_announcement_is_taken_back_only_by_its_own_server(tmp_path: Path) -> None:
+    file = tmp_path / "server.json"
+    with announced(tmp_path, "http://127.0.0.1:1"):
+        assert f'"pid": {os.getpid()}' in file.read_text()
+        file.write_text("another server's")
+    assert file.read_text() == "another server's"
+    with announced(tmp_path, "http://127.0.0.1:2"):
+        pass
+    assert not file.exists()
+
+
+def test_the_banner_shows_an_adapter_of_the_base_that_is_served() -> None:
+    banner = ready_banner("http://127.0.0.1:8000", "tiny", example_snapshot(), 3)
+    assert 'model="pirate"' in banner
+    assert "elsewhere" not in banner
+    assert "http://127.0.0.1:8000/v1/chat/completions" in banner
