@@ -137,7 +137,7 @@ def test_an_artifact_with_a_nan_is_named_and_refused(place: Place, tiny: TinyArt
         (("tag", "bot", "v1"), "invalid_reference", 2),
         (("tag", "bot:prod", "v9"), "version_not_found", 1),
         (("tag", "bot:prod"), "usage", 2),
-        (("tag", "--delete", "bot:latest"), "usage", 2),
+        (("tag", "--delete", "bot:latest"), "conflict", 1),
         (("rollback", "bot:nightly"), "tag_not_found", 1),
     ],
 )
