@@ -336,10 +336,14 @@ class EngineDied(EngineError):
 
 
 class EngineStartFailed(EngineError):
-    """The engine did not come up; its log's last lines are in the message."""
+    """The engine did not come up; `log_tail` holds its log's last lines."""
 
     code = "engine_start_failed"
     http_status = 503
+
+    def __init__(self, message: str, *, log_tail: str = ""):
+        super().__init__(message)
+        self.log_tail = log_tail
 
 
 class AdapterNotLoadable(EngineError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from collections import deque
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 from adapters.errors import EngineStartFailed
 from server.engine.command import EngineCommand
 
-LOG_TAIL_LINES = 20
+LOG_TAIL_LINES = 40
 
 
 class EngineProcess:
@@ -82,6 +83,27 @@ def session_members(session: int) -> list[int]:
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 members.append(process.pid)
     return members
+
+
+# How Python ends a traceback, behind the "(APIServer pid=1)" that vLLM puts before its lines.
+_CAUSE = re.compile(
+    r"^(?:\([\w-]+ pid=\d+\)\s*)?(?:[A-Z]+ [\d: -]+\[[^]]*\]\s*)?\s*"
+    r"((?:[\w.]*(?:Error|Exception)|Value error)\b[:,].*)"
+)
+LONGEST_CAUSE = 400
+
+
+def failure_cause(tail: str) -> str:
+    """The line of an engine's log that says why it failed; its last line where none does.
+
+    The first error of the last lines: what follows is only "engine core failed to start".
+    """
+    lines = [line for line in tail.splitlines() if line.strip()]
+    causes = [found.group(1) for line in lines if (found := _CAUSE.match(line))]
+    # pydantic announces "ValidationError: 1 validation error for X" and says it a line later.
+    telling = [cause for cause in causes if "validation error for" not in cause]
+    cause = (telling or causes or lines[-1:] or ["its log is empty"])[0]
+    return cause.partition(" [type=")[0].strip()[:LONGEST_CAUSE]
 
 
 def log_tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:

@@ -15,7 +15,7 @@ from adapters.errors import EngineStartFailed
 from server.engine.capacity import Capacity
 from server.engine.command import EngineCommand
 from server.engine.engines import HEALTH_TIMEOUT, EngineState, EngineStatus, unavailable
-from server.engine.process import EngineProcess, log_tail
+from server.engine.process import EngineProcess, failure_cause, log_tail
 from server.engine.transport import EngineAddress, EngineTransport
 from server.settings import ServeSettings
 
@@ -124,14 +124,12 @@ class SupervisedEngine:
         deadline = time.monotonic() + self._settings.start_timeout
         while time.monotonic() < deadline:
             if process.exit_code is not None:
-                raise EngineStartFailed(_explain(command, _describe_exit(process.exit_code)))
+                raise _start_failed(command, _describe_exit(process.exit_code))
             # The socket file exists long before the server answers.
             if command.socket.exists() and await transport.healthy(timeout=HEALTH_TIMEOUT):
                 return
             await asyncio.sleep(0.2)
-        raise EngineStartFailed(
-            _explain(command, f"was not ready within {self._settings.start_timeout:g} s")
-        )
+        raise _start_failed(command, f"was not ready within {self._settings.start_timeout:g} s")
 
     async def _keep_alive(self) -> None:
         backoff = FIRST_BACKOFF
@@ -156,7 +154,7 @@ class SupervisedEngine:
                 await self._bring_up()
             except EngineStartFailed as error:
                 logger.error("%s", error.message)
-                self._set(EngineState.DOWN, error.message.splitlines()[0])
+                self._set(EngineState.DOWN, error.message)
                 await self._take_down()
             else:
                 return backoff
@@ -200,9 +198,11 @@ def _bound_log(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-def _explain(command: EngineCommand, what: str) -> str:
-    return (
-        f"the engine {what} while starting; its log ({command.log}) ends:\n{log_tail(command.log)}"
+def _start_failed(command: EngineCommand, what: str) -> EngineStartFailed:
+    tail = log_tail(command.log)
+    return EngineStartFailed(
+        f"the engine {what} while starting: {failure_cause(tail)}; its log is {command.log}",
+        log_tail=tail,
     )
 
 

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from adapters.bases.digest import base_digest
 from adapters.catalog import Catalog
-from adapters.errors import AdapterctlError, BaseError
+from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
 from adapters.models import BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
@@ -171,6 +171,8 @@ class _Server:
         try:
             await self._engine.start()
         except AdapterctlError as error:
+            if isinstance(error, EngineStartFailed) and error.log_tail:
+                _say(f"the engine's log ends:\n{error.log_tail}\n")
             self._failure = error
             self._uvicorn.should_exit = True
         else:

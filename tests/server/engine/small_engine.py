@@ -31,7 +31,7 @@ class Health(BaseHTTPRequestHandler):
 
 def main() -> None:
     if MODE == "fail":
-        sys.stderr.write("loading the weights\nno space for the weights\n")
+        sys.stderr.write("loading the weights\nOSError: no space for the weights\nit is over\n")
         sys.exit(3)
     if MODE == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

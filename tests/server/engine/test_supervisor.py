@@ -89,8 +89,9 @@ async def test_a_socket_left_by_a_killed_run_does_not_keep_it_from_starting(
 async def test_a_first_start_that_fails_says_how_its_log_ends(make: Make) -> None:
     with pytest.raises(EngineStartFailed) as failed:
         await make("fail").start()
-    assert "ended with 3 while starting" in failed.value.message
-    assert failed.value.message.endswith("no space for the weights")
+    assert "ended with 3 while starting: OSError: no space for the weights" in failed.value.message
+    assert "\n" not in failed.value.message
+    assert failed.value.log_tail.startswith("loading the weights\n")
 
 
 async def test_an_engine_that_never_listens_is_given_up_and_removed(
