@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from starlette.responses import Response
 
-from adapters.errors import AdapterNotLoadable
+from adapters.errors import AdapterNotLoadable, EngineUnavailable
 from server.gateway.sse import ModelName, Usage
 from server.gateway.state import Target
 
@@ -30,7 +30,7 @@ class WholeAnswer(Response):
 def whole_answer(
     upstream: aiohttp.ClientResponse, data: bytes, name: ModelName, target: Target
 ) -> WholeAnswer:
-    """The engine's status and body; raises AdapterNotLoadable where it lost the adapter."""
+    """The engine's status and body; raises where it lost the adapter or is dying."""
     if upstream.status >= 400:
         return _error(upstream.status, name.restore_in_error(data), target)
     answer = WholeAnswer(
@@ -56,6 +56,10 @@ def _error(status: int, data: bytes, target: Target) -> WholeAnswer:
             "run `adapterctl verify`",
             param="model",
         )
+    if status >= 500 and _core_is_dead(message):
+        raise EngineUnavailable(
+            "the engine has failed and is being started again; try again in 10 s", retry_after=10
+        )
     answer = WholeAnswer(
         json.dumps(
             {
@@ -77,6 +81,11 @@ def _error(status: int, data: bytes, target: Target) -> WholeAnswer:
 def _lost_adapter(message: str) -> bool:
     """Whether the engine says that it does not have the model: the registry knows it does."""
     return "does not exist" in message or "could not be loaded" in message or "LoRA" in message
+
+
+def _core_is_dead(message: str) -> bool:
+    """vLLM's API server outlives its core for seconds, and answers every request with this."""
+    return "EngineCore encountered an issue" in message or "EngineDeadError" in message
 
 
 def _code(status: int) -> str | None:

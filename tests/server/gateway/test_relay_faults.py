@@ -118,3 +118,18 @@ async def test_a_stream_that_does_not_end_in_time_ends_with_an_error_frame(
     assert json.loads(events[-1].removeprefix(b"data: "))["error"]["code"] == "engine_timeout"
     async with asyncio.timeout(3):
         await engine.aborted.wait()
+
+
+async def test_an_engine_whose_core_is_dead_is_a_503_that_says_when_to_come_back(
+    gateway: Gateway, engine: ScriptedEngine
+) -> None:
+    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+        message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+        error = {"message": message, "type": "InternalServerError", "code": 500}
+        return web.json_response({"error": error}, status=500)
+
+    engine.handler = handler
+    async with gateway.post("/v1/chat/completions", json=CHAT) as response:
+        assert response.status == 503
+        assert int(response.headers["retry-after"]) > 0
+        assert (await response.json())["error"]["code"] == "engine_unavailable"
