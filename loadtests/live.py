@@ -47,14 +47,12 @@ class LiveServer:
                 stdout=log,
                 stderr=log,
             )
-        announcement = self.store / "run" / "server.json"
+        announcement = self.store / "run" / f"server-{self.pid}.json"
 
         def announced() -> bool:
             with contextlib.suppress(OSError, ValueError):
-                document = json.loads(announcement.read_text())
-                if document["pid"] == self.pid:
-                    self.url = document["url"]
-                    return True
+                self.url = json.loads(announcement.read_text())["url"]
+                return True
             return False
 
         self._until(announced, 30, "the server did not announce itself")

@@ -122,18 +122,21 @@ class LocalBackend:
 
     def engines(self) -> Sequence[dict[str, Any]] | None:
         from server.cli.remote import RemoteBackend
-        from server.cli.running import find_server
+        from server.cli.running import find_servers
         from server.cli.session import KEY_VARIABLE
 
         StoreLayout(self._root).check_marker()
-        running = find_server(self._root)
-        if running is None:
+        servers = find_servers(self._root)
+        if not servers:
             return None
-        remote = RemoteBackend(running.url, os.environ.get(KEY_VARIABLE) or None)
-        try:
-            return remote.engines()
-        finally:
-            remote.close()
+        engines: list[dict[str, Any]] = []
+        for running in servers:
+            remote = RemoteBackend(running.url, os.environ.get(KEY_VARIABLE) or None)
+            try:
+                engines.extend(remote.engines() or ())
+            finally:
+                remote.close()
+        return engines
 
     def doctor(self) -> Sequence[Check]:
         from server.cli.doctor import examine

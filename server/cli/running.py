@@ -1,4 +1,4 @@
-"""The server that runs on a store, found by the file it leaves there."""
+"""The servers that run on a store, found by the files they leave there."""
 
 from __future__ import annotations
 
@@ -18,15 +18,26 @@ class RunningServer:
     url: str
 
 
+def find_servers(root: Path) -> list[RunningServer]:
+    """The servers of the store at `root`, in the order of their process ids.
+
+    Each leaves a file of its own; that of a killed one is passed over.
+    """
+    found = []
+    for file in StoreLayout(root).run.glob("server-*.json"):
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            server = RunningServer(int(document["pid"]), str(document["url"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if _alive(server.pid):
+            found.append(server)
+    return sorted(found, key=lambda server: server.pid)
+
+
 def find_server(root: Path) -> RunningServer | None:
-    """The server of the store at `root`; None if none runs (a killed one leaves its file)."""
-    try:
-        text = (StoreLayout(root).run / "server.json").read_text(encoding="utf-8")
-        document = json.loads(text)
-        server = RunningServer(int(document["pid"]), str(document["url"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return server if _alive(server.pid) else None
+    """One server of the store; None if none runs."""
+    return next(iter(find_servers(root)), None)
 
 
 def _alive(pid: int) -> bool:

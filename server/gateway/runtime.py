@@ -40,20 +40,28 @@ def runtime_directory() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def announced(run: Path, url: str) -> Iterator[None]:
-    """`server.json` in the store's run directory while this server runs: the CLI finds it."""
-    file = run / "server.json"
+    """`server-PID.json` in the store's run directory while this server runs: the CLI finds it.
+
+    A file for each server: several may serve one store. A killed one leaves its file, which
+    readers pass over and the next server removes.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"pid": os.getpid(), "url": url})
-    staged = run / f"server.json.{os.getpid()}"
-    staged.write_text(text, encoding="utf-8")
+    _remove_stale(run)
+    file = run / f"server-{os.getpid()}.json"
+    staged = file.with_suffix(".new")
+    staged.write_text(json.dumps({"pid": os.getpid(), "url": url}), encoding="utf-8")
     staged.replace(file)
     try:
         yield
     finally:
-        # Another server may have been started on this store since; its file stays.
-        with contextlib.suppress(OSError):
-            if file.read_text(encoding="utf-8") == text:
-                file.unlink()
+        file.unlink(missing_ok=True)
+
+
+def _remove_stale(run: Path) -> None:
+    for file in run.glob("server-*.json"):
+        found = re.fullmatch(r"server-([0-9]+)\.json", file.name)
+        if found and not psutil.pid_exists(int(found.group(1))):
+            file.unlink(missing_ok=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from demo.expectations import EXPECTATIONS, MAX_TOKENS
 from loadtests.live import LiveServer, run_cli
 
 
-def test_a_server_can_be_pointed_at_a_running_engine(live: LiveServer, tmp_path: Path) -> None:
-    announcement = live.store / "run" / "server.json"
-    own = announcement.read_text()
+def test_a_server_can_be_pointed_at_a_running_engine(live: LiveServer) -> None:
     engine = str(live.engine()["address"])
     second = LiveServer(live.store, "--base", "smollm2", "--port", "0", "--engine-url", engine)
-    try:
-        second.start()
-        assert second.url != live.url
-        for name, expected in EXPECTATIONS.items():
-            answer = second.client().chat.completions.create(
-                model=name,
-                messages=[{"role": "user", "content": "What is the capital of France?"}],
-                max_tokens=MAX_TOKENS,
-                temperature=0,
-            )
-            assert expected(answer.choices[0].message.content or "")
-        assert second.engine()["kind"] == "external"
-        assert second.stop() == 0
-        # The engine is somebody else's: it goes on.
-        assert live.status("/readyz") == 200
-    finally:
-        announcement.write_text(own)
+    second.start()
+    assert second.url != live.url
+    for name, expected in EXPECTATIONS.items():
+        answer = second.client().chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            max_tokens=MAX_TOKENS,
+            temperature=0,
+        )
+        assert expected(answer.choices[0].message.content or "")
+    assert second.engine()["kind"] == "external"
+    both = json.loads(run_cli(live.store, "--json", "engines").stdout)
+    assert sorted(engine["kind"] for engine in both) == ["external", "supervised"]
+    assert second.stop() == 0
+    # The engine is somebody else's: it goes on.
+    assert live.status("/readyz") == 200
 
 
 def test_a_server_refuses_an_engine_of_another_base(live: LiveServer) -> None:

@@ -106,7 +106,7 @@ def test_a_taken_port(examine: Callable[[], tuple[int, Checks]]) -> None:
 
 
 def _announce(store: Path, pid: int, url: str) -> None:
-    (store / "run" / "server.json").write_text(json.dumps({"pid": pid, "url": url}))
+    (store / "run" / f"server-{pid}.json").write_text(json.dumps({"pid": pid, "url": url}))
 
 
 def test_a_running_server(store: Path, examine: Callable[[], tuple[int, Checks]]) -> None:
@@ -127,7 +127,7 @@ def test_what_a_killed_server_left(store: Path, examine: Callable[[], tuple[int,
     assert find_server(store) is None
     assert examine()[1]["server"]["state"] == "ok"
     assert CommandLine(("--store", str(store))).ok("engines") == []
-    (store / "run" / "server.json").write_text("{")
+    (store / "run" / "server-1.json").write_text("{")
     assert find_server(store) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -66,15 +67,18 @@ def test_the_directory_of_a_killed_server_is_cleaned_up(
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapterctl-notes"]
 
 
-def test_an_announcement_is_taken_back_only_by_its_own_server(tmp_path: Path) -> None:
-    file = tmp_path / "server.json"
+def test_each_server_announces_itself_and_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale = tmp_path / f"server-{ended.pid}.json"
+    stale.write_text("{}")
+    other = tmp_path / f"server-{os.getppid()}.json"
+    other.write_text("{}")
     with announced(tmp_path, "http://127.0.0.1:1"):
-        assert f'"pid": {os.getpid()}' in file.read_text()
-        file.write_text("another server's")
-    assert file.read_text() == "another server's"
-    with announced(tmp_path, "http://127.0.0.1:2"):
-        pass
-    assert not file.exists()
+        mine = tmp_path / f"server-{os.getpid()}.json"
+        assert json.loads(mine.read_text()) == {"pid": os.getpid(), "url": "http://127.0.0.1:1"}
+        assert not stale.exists()
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_the_banner_shows_an_adapter_of_the_base_that_is_served() -> None:
