@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
+from adapters.intake.adalora import plan_adalora
+from adapters.intake.loha import plan_loha
+from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.raw import RawAdapter
+from adapters.intake.vera import plan_vera
 from adapters.models import BaseDescriptor, Lane
 
 Evidence = Callable[[RawAdapter], str | None]
@@ -77,6 +81,13 @@ def _other_tuner(fate: Fate) -> Evidence:
     def look(raw: RawAdapter) -> str | None:
         kind = PEFT_TYPES.get(str(raw.config.get("peft_type")))
         return f"peft_type {raw.config['peft_type']}" if kind and kind.fate is fate else None
+
+    return look
+
+
+def _tuner(kind: str) -> Evidence:
+    def look(raw: RawAdapter) -> str | None:
+        return f"peft_type {kind}" if raw.config.get("peft_type") == kind else None
 
     return look
 
@@ -166,13 +177,6 @@ METHODS: tuple[Method, ...] = (
         f"DoRA rescales every row of the merged weight, which no plain LoRA expresses; {_MERGE}",
     ),
     Method(
-        "adalora",
-        "AdaLoRA",
-        _tensor(r"\.lora_E(\.|$)"),
-        Lane.MERGED,
-        f"AdaLoRA's diagonal lora_E is not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "kasa",
         "KaSA",
         _either(_tensor(r"\.lora_diag(\.|$)"), _key("kasa_config")),
@@ -254,10 +258,16 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         f"LoRA on the experts of a mixture is not supported yet; until then {_MERGE}",
     ),
+    Method("adalora", "AdaLoRA", _tuner("ADALORA"), Lane.HOT, to_lora=plan_adalora),
+    Method("vera", "VeRA", _tuner("VERA"), Lane.HOT, to_lora=plan_vera),
+    Method("loha", "LoHa", _tuner("LOHA"), Lane.HOT, to_lora=plan_loha),
+    Method("lokr", "LoKr", _tuner("LOKR"), Lane.HOT, to_lora=plan_lokr),
     Method(
         "other-tensors",
         "another tuner",
-        _tensor(r"\.(hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_)"),
+        _tensor(
+            r"\.(lora_E(\.|$)|gralora_|hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_)"
+        ),
         Lane.MERGED,
         f"its tensors are of another tuner than the config says; {_MERGE}",
     ),
