@@ -15,11 +15,16 @@ from typing import Any
 
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
 from adapters.intake.adalora import plan_adalora
+from adapters.intake.bdlora import plan_bdlora
+from adapters.intake.delora import plan_delora
+from adapters.intake.gralora import plan_gralora
 from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
+from adapters.intake.miss import plan_miss
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.raw import RawAdapter
+from adapters.intake.sampled import plan_sampled
 from adapters.intake.vera import plan_vera
 from adapters.models import BaseDescriptor, Lane
 
@@ -90,6 +95,11 @@ def _tuner(kind: str) -> Evidence:
         return f"peft_type {kind}" if raw.config.get("peft_type") == kind else None
 
     return look
+
+
+def _miss_bat(raw: RawAdapter) -> str | None:
+    bat = raw.config.get("peft_type") == "MISS" and raw.config.get("init_weights") == "bat"
+    return "init_weights = 'bat'" if bat else None
 
 
 def _mutated_base(raw: RawAdapter) -> str | None:
@@ -184,16 +194,6 @@ METHODS: tuple[Method, ...] = (
         f"KaSA truncates the base's own weight, which is not supported yet; until then {_MERGE}",
     ),
     Method(
-        "monteclora",
-        "MonteCLoRA or VeLoRA",
-        _either(
-            _tensor(r"\.lora_(monteclora_sampler|velora_embed)"),
-            _key("monteclora_config", "velora_config"),
-        ),
-        Lane.MERGED,
-        f"MonteCLoRA and VeLoRA are not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "lora-bias",
         "LoRA with a bias",
         _either(_tensor(r"\.lora_(A|B)(\.[^.]+)?\.bias$"), _key("lora_bias")),
@@ -245,13 +245,6 @@ METHODS: tuple[Method, ...] = (
         f"QA-LoRA's pooled lora_A is not supported yet; until then {_MERGE}",
     ),
     Method(
-        "bdlora",
-        "BD-LoRA",
-        _key("use_bdlora"),
-        Lane.MERGED,
-        f"BD-LoRA's block-diagonal factors are not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "moe-experts",
         "LoRA on experts",
         _either(_tensor(r"\.experts\.|\.experts\.?lora_"), _key("target_parameters")),
@@ -263,6 +256,16 @@ METHODS: tuple[Method, ...] = (
     Method("loha", "LoHa", _tuner("LOHA"), Lane.HOT, to_lora=plan_loha),
     Method("lokr", "LoKr", _tuner("LOKR"), Lane.HOT, to_lora=plan_lokr),
     Method(
+        "miss-bat",
+        "MiSS",
+        _miss_bat,
+        Lane.MERGED,
+        f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
+    ),
+    Method("miss", "MiSS", _tuner("MISS"), Lane.HOT, to_lora=plan_miss),
+    Method("gralora", "GraLoRA", _tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
+    Method("delora", "DeLoRA", _tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
+    Method(
         "other-tensors",
         "another tuner",
         _tensor(
@@ -270,6 +273,21 @@ METHODS: tuple[Method, ...] = (
         ),
         Lane.MERGED,
         f"its tensors are of another tuner than the config says; {_MERGE}",
+    ),
+    Method("bdlora", "BD-LoRA", _key("use_bdlora"), Lane.HOT, to_lora=plan_bdlora),
+    Method(
+        "monteclora",
+        "MonteCLoRA",
+        _either(_tensor(r"\.lora_monteclora_sampler(\.|$)"), _key("monteclora_config")),
+        Lane.HOT,
+        to_lora=plan_sampled,
+    ),
+    Method(
+        "velora",
+        "VeLoRA",
+        _either(_tensor(r"\.lora_velora_embed(\.|$)"), _key("velora_config")),
+        Lane.HOT,
+        to_lora=plan_sampled,
     ),
     Method("rslora", "rsLoRA", _key("use_rslora"), Lane.HOT, to_lora=plan_lora),
     Method("lora", "LoRA", _anything, Lane.HOT, to_lora=plan_lora),

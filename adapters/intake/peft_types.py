@@ -32,13 +32,13 @@ class PeftType:
 
 PEFT_TYPES: Mapping[str, PeftType] = {
     "ADALORA": PeftType("AdaLoRA", Fate.PLAIN),
-    "DELORA": PeftType("DeLoRA", Fate.CONVERTIBLE),
+    "DELORA": PeftType("DeLoRA", Fate.PLAIN),
     "DEFT": PeftType("DEFT", Fate.CONVERTIBLE),
-    "GRALORA": PeftType("GraLoRA", Fate.CONVERTIBLE),
+    "GRALORA": PeftType("GraLoRA", Fate.PLAIN),
     "HRA": PeftType("HRA", Fate.CONVERTIBLE),
     "LOHA": PeftType("LoHa", Fate.PLAIN),
     "LOKR": PeftType("LoKr", Fate.PLAIN),
-    "MISS": PeftType("MiSS", Fate.CONVERTIBLE),
+    "MISS": PeftType("MiSS", Fate.PLAIN),
     "BONE": PeftType("Bone", Fate.CONVERTIBLE),
     "PEANUT": PeftType("PEANuT", Fate.CONVERTIBLE),
     "PSOFT": PeftType("PSOFT", Fate.CONVERTIBLE),

@@ -71,6 +71,7 @@ class Tuner:
     parts: tuple[str, ...]
     settings: LoraSettings
     scale: str
+    # May raise an ArtifactError when config and module do not go together.
     rewrite: Callable[[ModuleSpec], Rewrite]
     kinds: frozenset[str] = frozenset({"linear"})
 
@@ -86,7 +87,12 @@ def plan_rewriting(raw: RawAdapter, base: BaseDescriptor, tuner: Tuner) -> LoraP
     pairs: list[LoraPair] = []
     idle = 0
     for spec, parts in found.values():
-        rewrite = tuner.rewrite(spec)
+        try:
+            rewrite = tuner.rewrite(spec)
+        except ArtifactError as fault:
+            # Whether a config can be right depends on the module's size, so on the base.
+            findings.add("module", fault)
+            continue
         if not _check(spec, parts, rewrite, base, findings):
             continue
         if rewrite.rank == 0:

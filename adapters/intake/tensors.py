@@ -222,6 +222,16 @@ def kronecker(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.kron(first.contiguous(), second.contiguous())
 
 
+def block_diagonal(blocks: list[torch.Tensor]) -> torch.Tensor:
+    # torch's own annotation is missing.
+    placed: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return placed
+
+
+def stacked(parts: list[torch.Tensor], axis: int) -> torch.Tensor:
+    return torch.cat(parts, dim=axis)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(seed)
 

@@ -273,7 +273,6 @@ BAD: dict[str, Bad] = {
     "corda": Bad(with_config(init_lora_weights="corda"), NotHotServable, ("corda",)),
     "loftq": Bad(with_config(init_lora_weights="loftq"), NotHotServable, ("loftq",)),
     "qalora": Bad(with_config(use_qalora=True), NotHotServable, ("QA-LoRA",)),
-    "bdlora": Bad(with_config(use_bdlora={"nblocks": 2}), NotHotServable, ("BD-LoRA",)),
     "kasa": Bad(with_extra(f"{PREFIX}{Q0}.lora_diag", torch.ones(4)), NotHotServable, ("KaSA",)),
     "hra": Bad(with_config(peft_type="HRA"), NotHotServable, ("HRA", "not supported yet")),
     "adalora-by-tensor": Bad(

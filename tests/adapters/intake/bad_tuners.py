@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Right:
             name: torch.randn(shape, generator=generator) * 0.3 for name, shape in names.items()
         }
         common = {"task_type": "CAUSAL_LM", "target_modules": list(TARGETS), "bias": "none"}
-        return tensors, {**common, **self.config}
+        return tensors, {**common, **copy.deepcopy(self.config)}
 
     def write(self, folder: Path, base: BaseDescriptor) -> None:
         write_parts(folder, *self.parts(base))
@@ -127,12 +128,57 @@ RIGHT: dict[str, Right] = {
 }
 
 
+RIGHT |= {
+    "miss": Right(
+        {"peft_type": "MISS", "r": 4, "init_weights": True, "mini_r": 1},
+        lambda spec: {"miss_block": (4, spec.out_features)},
+    ),
+    "gralora": Right(
+        {"peft_type": "GRALORA", "r": 4, "alpha": 6, "gralora_k": 2, "hybrid_r": 0},
+        lambda spec: {
+            "gralora_A": (2, spec.in_features // 2, 4),
+            "gralora_B": (2, 4, spec.out_features // 2),
+        },
+    ),
+    "delora": Right(
+        {"peft_type": "DELORA", "r": 4, "delora_lambda": 15},
+        lambda spec: {
+            "delora_A": (4, spec.in_features),
+            "delora_B": (spec.out_features, 4),
+            "delora_lambda": (1,),
+            "delora_w_norm": (spec.in_features,),
+        },
+    ),
+    "bdlora": Right(
+        {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 6,
+            "use_bdlora": {
+                "nblocks": 2,
+                "target_modules_bd_a": ["o_proj"],
+                "target_modules_bd_b": ["q_proj"],
+                "match_strict": True,
+            },
+        },
+        lambda spec: {
+            "lora_A.weight": (4, spec.in_features // (2 if "o_proj" in spec.name else 1)),
+            "lora_B.weight": (spec.out_features, 2 if "q_proj" in spec.name else 4),
+        },
+    ),
+}
+
+
 # The tensor of each that has the base's outputs as rows, and the class a wrong number of them is.
 _OUTPUTS = {
     "adalora": ("lora_B", BaseMismatch),
     "vera": ("vera_lambda_b", BaseMismatch),
     "loha": ("hada_w2_a", BaseMismatch),
     "lokr": ("lokr_w2_a", InvalidConfig),
+    "miss": ("miss_block", InvalidConfig),
+    "gralora": ("gralora_B", InvalidConfig),
+    "delora": ("delora_B", BaseMismatch),
+    "bdlora": ("lora_B.weight", BaseMismatch),
 }
 
 
@@ -146,10 +192,12 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
     beyond = right.spoilt(
         lambda tensors, _: tensors.update({q0(part).replace("s.0.", "s.77."): torch.ones(3)})
     )
-    foreign = right.extra("miss_block", 4, 4)
+    foreign = right.extra("lokr_t2", 4, 4) if name != "lokr" else right.extra("miss_block", 4, 4)
+    # BD-LoRA is a LoRA by its config: for that, tensors of another tuner are told before.
+    not_its = (NotHotServable, "another tuner") if name == "bdlora" else (InvalidConfig, "none of")
     return {
         f"{name}-outputs": Bad(right.changed(part, narrower), error, (q0(part), "must be")),
-        f"{name}-half": Bad(right.without(part), DamagedArtifact, (part, "is missing")),
+        f"{name}-half": Bad(right.without(part), DamagedArtifact, ("missing",)),
         f"{name}-nan": Bad(right.changed(part, not_a_number), DamagedArtifact, (part, "1 NaN")),
         f"{name}-unknown-module": Bad(unknown, BaseMismatch, ("query", "nearest one is", part)),
         f"{name}-layer-77": Bad(beyond, BaseMismatch, ("layers.77", "has layers 0 to", part)),
@@ -160,7 +208,7 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
             right.changed(part, lambda t: t.to(torch.int8)), DamagedArtifact, (q0(part), "I8")
         ),
         f"{name}-another-rank": Bad(
-            right.config_with(**{rank: 7}), InvalidConfig, ("must be", "7", "by adapter_config")
+            right.config_with(**{rank: 6}), InvalidConfig, ("must be", "6", "by adapter_config")
         ),
         f"{name}-no-rank": Bad(
             right.spoilt(lambda _, config: config.__delitem__(rank)), InvalidConfig, (f"'{rank}'",)
@@ -168,7 +216,7 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
         f"{name}-rank-of-text": Bad(
             right.config_with(**{rank: "four"}), InvalidConfig, (rank, "'four'")
         ),
-        f"{name}-another-tuner's": Bad(foreign, InvalidConfig, ("miss_block", "none of")),
+        f"{name}-another-tuner's": Bad(foreign, not_its[0], (not_its[1],)),
         f"{name}-target-missing": Bad(
             right.config_with(target_modules=[*TARGETS, "k_proj"]),
             DamagedArtifact,
@@ -188,7 +236,12 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
     }
 
 
-_ADALORA, _VERA, _LOHA, _LOKR = (RIGHT[name] for name in ("adalora", "vera", "loha", "lokr"))
+_ADALORA, _VERA, _LOHA, _LOKR, _MISS, _GRALORA, _DELORA, _BDLORA = RIGHT.values()
+
+
+def _blocks(**values: Any) -> Callable[..., None]:
+    return _BDLORA.spoilt(lambda _, config: config["use_bdlora"].update(values))
+
 
 BAD_TUNERS: dict[str, Bad] = {
     **{name: bad for tuner, right in RIGHT.items() for name, bad in _common(tuner, right).items()},
@@ -237,5 +290,34 @@ BAD_TUNERS: dict[str, Bad] = {
     ),
     "lokr-both-is-text": Bad(
         _LOKR.config_with(decompose_both="no"), InvalidConfig, ("decompose_both",)
+    ),
+    "miss-bat": Bad(_MISS.config_with(init_weights="bat"), NotHotServable, ("bat", "full rank")),
+    "miss-mode": Bad(_MISS.config_with(init_weights="maxi"), InvalidConfig, ("'maxi'", "'mini'")),
+    "miss-mini-3": Bad(
+        _MISS.config_with(init_weights="mini", mini_r=3), InvalidConfig, ("mini_r is 3", "divide")
+    ),
+    "miss-rank-33": Bad(_MISS.config_with(r=33), InvalidConfig, ("more than the 32 inputs",)),
+    "gralora-rank-5": Bad(_GRALORA.config_with(r=5), InvalidConfig, ("gralora_k = 2",)),
+    "gralora-k-3": Bad(
+        _GRALORA.config_with(gralora_k=3, r=3), InvalidConfig, ("gralora_k is 3", "divide")
+    ),
+    "gralora-no-hybrid": Bad(
+        _GRALORA.config_with(hybrid_r=2), DamagedArtifact, ("no gralora_A_general",)
+    ),
+    "gralora-k-0": Bad(_GRALORA.config_with(gralora_k=0), InvalidConfig, ("gralora_k is 0",)),
+    "delora-norm-missing": Bad(
+        _DELORA.without("delora_w_norm"), DamagedArtifact, ("no delora_w_norm",)
+    ),
+    "delora-lambda-a-matrix": Bad(
+        _DELORA.changed("delora_lambda", lambda t: t[None]), DamagedArtifact, ("must be [1]",)
+    ),
+    "bdlora-of-text": Bad(_BDLORA.config_with(use_bdlora="yes"), InvalidConfig, ("an object",)),
+    "bdlora-blocks-3": Bad(_blocks(nblocks=3), InvalidConfig, ("nblocks is 3", "does not divide")),
+    "bdlora-both": Bad(
+        _blocks(target_modules_bd_b=["q_proj", "o_proj"]), InvalidConfig, ("names both",)
+    ),
+    "bdlora-none": Bad(_blocks(target_modules_bd_b=["v_proj"]), InvalidConfig, ("names none",)),
+    "bdlora-no-list": Bad(
+        _blocks(target_modules_bd_a="o_proj"), InvalidConfig, ("must be a list of names",)
     ),
 }

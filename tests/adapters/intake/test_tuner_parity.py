@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lokr.layer import factorization as peft_factorization
+from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 from transformers import AutoModelForCausalLM
 
 from adapters.intake.lokr import factorization
@@ -34,6 +35,7 @@ class Kind:
     rank: int
     scale: str
     dtype: torch.dtype = torch.float32
+    reason: str = "rewritten exactly as plain LoRA"
     before_save: Callable[[Any], None] = field(default=lambda model: None)
 
 
@@ -90,6 +92,55 @@ KINDS: dict[str, Kind] = {
         32,
         "per module",
     ),
+    "miss": Kind("MissConfig", {"r": 6}, "miss", 6, "1"),
+    "miss-uneven": Kind("MissConfig", {"r": 5, "init_weights": False}, "miss", 5, "1"),
+    "miss-mini": Kind("MissConfig", {"r": 8, "mini_r": 4, "init_weights": "mini"}, "miss", 8, "1"),
+    "gralora": Kind(
+        "GraloraConfig", {"r": 6, "alpha": 9}, "gralora", 12, "alpha/(r + hybrid_r) = 9/6 = 1.5"
+    ),
+    "gralora-hybrid": Kind(
+        "GraloraConfig",
+        {"r": 8, "alpha": 9, "gralora_k": 4, "hybrid_r": 3},
+        "gralora",
+        35,
+        "alpha/(r + hybrid_r) = 9/11",
+    ),
+    "delora": Kind("DeloraConfig", {"r": 4, "delora_lambda": 3}, "delora", 4, "lambda"),
+    "delora-pattern": Kind(
+        "DeloraConfig", {"r": 4, "rank_pattern": {"q_proj": 7}}, "delora", 7, "lambda"
+    ),
+    "bdlora": Kind(
+        "LoraConfig",
+        {
+            "r": 8,
+            "lora_alpha": 12,
+            "use_bdlora": BdLoraConfig(
+                target_modules_bd_a=["o_proj", "down"],
+                target_modules_bd_b=["q_proj", "k_proj", "v_proj", "up_proj"],
+                nblocks=4,
+                match_strict=False,
+            ),
+        },
+        "bdlora",
+        8,
+        "alpha/r = 12/8 = 1.5",
+    ),
+    "monteclora": Kind(
+        "LoraConfig",
+        {"r": 4, "lora_alpha": 6, "monteclora_config": MontecloraConfig(num_samples=3)},
+        "monteclora",
+        4,
+        "alpha/r = 6/4",
+        reason="training only",
+    ),
+    "velora": Kind(
+        "LoraConfig",
+        {"r": 4, "lora_alpha": 6, "velora_config": VeloraConfig(num_groups=4)},
+        "velora",
+        4,
+        "alpha/r = 6/4",
+        reason="training only",
+    ),
     "lokr-factor-uneven": Kind(
         "LoKrConfig", {"r": 2, "alpha": 5, "decompose_factor": 16}, "lokr", 32, "alpha/r"
     ),
@@ -115,8 +166,11 @@ def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
     model = get_peft_model(_base_model(path), getattr(peft, kind.config)(**values))
     torch.manual_seed(11)
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "ranknum" not in name:
+        if (parameter.requires_grad or "lora_" in name) and "ranknum" not in name:
             torch.nn.init.normal_(parameter, std=0.25)
+            if "delora_lambda" in name:
+                # It bounds the norm of the change: a small one makes all else small.
+                parameter.data += 4
             parameter.data = parameter.data.to(kind.dtype)
     kind.before_save(model)
     model.save_pretrained(folder)
@@ -146,7 +200,7 @@ def test_canonical_form_answers_as_peft(name: str, base: str, bases: Bases, tmp_
     assert error <= 1e-6
     assert (manifest.method, manifest.rank, found.rank) == (kind.method, kind.rank, kind.rank)
     assert kind.scale in manifest.scale
-    assert "rewritten exactly as plain LoRA" in manifest.reasons[0]
+    assert kind.reason in manifest.reasons[0]
     assert manifest.reasons == found.reasons
 
 
