@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -65,6 +65,7 @@ class LoraPlan:
     notes: tuple[str, ...]
     # Full copies of base weights to compare before anything is written.
     copies: tuple[Callable[[], None], ...] = ()
+    reason: str = "every tensor is one factor of a low-rank pair for a module of the base"
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ def plan_lora(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
         for module, found in halves.items()
         if (pair := _pair(found, scales[module], base, findings)) is not None
     ]
-    notes = list(_check_targets(settings, halves, base, findings))
+    notes = check_targets(settings, halves.keys(), base, findings)
     if not halves and not findings:
         findings.add("empty", DamagedArtifact("the adapter holds no LoRA tensors"))
     if copies:
@@ -194,7 +195,7 @@ def _pair(
         _has_rank(a, a.shape[0], scale.rank, findings)
         and _has_rank(b, b.shape[1], scale.rank, findings),
     ]
-    reason = _not_hot(spec, base)
+    reason = not_hot(spec, base)
     if reason is not None:
         findings.add(f"not hot {spec.name}", NotHotServable(f"'{a.name}': {reason}; {_MERGE}"))
     if not all(fits) or reason is not None:
@@ -204,7 +205,7 @@ def _pair(
         rank=scale.rank,
         a_name=a.name,
         b_name=b.name,
-        load_a=partial(_finite, a),
+        load_a=partial(load_finite, a),
         load_b=partial(_folded, b, scale.scale),
         size_bytes=a.count * tensors.item_size(a.dtype) + b.count * tensors.item_size(b.dtype),
     )
@@ -277,7 +278,7 @@ def _has_rank(tensor: LazyTensor, rank: int, declared: int, findings: Findings) 
     return False
 
 
-def _not_hot(spec: ModuleSpec, base: BaseDescriptor) -> str | None:
+def not_hot(spec: ModuleSpec, base: BaseDescriptor) -> str | None:
     """Why vLLM would not apply a LoRA on this module as PEFT does; None if it does."""
     leaf = spec.name.rpartition(".")[2]
     if spec.kind == "embedding" or leaf == "lm_head":
@@ -291,16 +292,16 @@ def _not_hot(spec: ModuleSpec, base: BaseDescriptor) -> str | None:
     return None
 
 
-def _check_targets(
-    settings: LoraSettings, halves: Mapping[str, _Halves], base: BaseDescriptor, findings: Findings
+def check_targets(
+    settings: LoraSettings, modules: Set[str], base: BaseDescriptor, findings: Findings
 ) -> list[str]:
-    """The config's targets and the tensors name the same modules."""
+    """The config's targets and the modules with tensors are the same; answers with notes."""
     targeted = settings.targeted(base.modules)
     if targeted is None:
         return ["adapter_config.json names no target_modules; the tensors decided"]
-    if not halves:
+    if not modules:
         return []
-    for module in sorted(targeted - halves.keys()):
+    for module in sorted(targeted - modules):
         findings.add(
             "declared but absent",
             DamagedArtifact(
@@ -308,7 +309,7 @@ def _check_targets(
                 "part of the adapter is missing"
             ),
         )
-    for module in sorted(halves.keys() - targeted):
+    for module in sorted(modules - targeted):
         findings.add(
             "present but not declared",
             InvalidConfig(
@@ -329,7 +330,8 @@ def _layout_notes(settings: LoraSettings, halves: Mapping[str, _Halves]) -> list
     return []
 
 
-def _finite(tensor: LazyTensor) -> torch.Tensor:
+def load_finite(tensor: LazyTensor) -> torch.Tensor:
+    """The tensor's values; raises DamagedArtifact if one is NaN or infinite."""
     values = tensor.load()
     if not tensors.all_finite(tensors.extremes(values)):
         bad = tensors.non_finite(values)
@@ -341,4 +343,4 @@ def _finite(tensor: LazyTensor) -> torch.Tensor:
 
 
 def _folded(tensor: LazyTensor, scale: float) -> torch.Tensor:
-    return tensors.fold(_finite(tensor), scale)
+    return tensors.fold(load_finite(tensor), scale)

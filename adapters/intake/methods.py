@@ -14,9 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
+from adapters.intake.adalora import plan_adalora
+from adapters.intake.bdlora import plan_bdlora
+from adapters.intake.delora import plan_delora
+from adapters.intake.gralora import plan_gralora
+from adapters.intake.loha import plan_loha
+from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
+from adapters.intake.miss import plan_miss
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.raw import RawAdapter
+from adapters.intake.sampled import plan_sampled
+from adapters.intake.vera import plan_vera
 from adapters.models import BaseDescriptor, Lane
 
 Evidence = Callable[[RawAdapter], str | None]
@@ -79,6 +88,18 @@ def _other_tuner(fate: Fate) -> Evidence:
         return f"peft_type {raw.config['peft_type']}" if kind and kind.fate is fate else None
 
     return look
+
+
+def _tuner(kind: str) -> Evidence:
+    def look(raw: RawAdapter) -> str | None:
+        return f"peft_type {kind}" if raw.config.get("peft_type") == kind else None
+
+    return look
+
+
+def _miss_bat(raw: RawAdapter) -> str | None:
+    bat = raw.config.get("peft_type") == "MISS" and raw.config.get("init_weights") == "bat"
+    return "init_weights = 'bat'" if bat else None
 
 
 def _mutated_base(raw: RawAdapter) -> str | None:
@@ -166,28 +187,11 @@ METHODS: tuple[Method, ...] = (
         f"DoRA rescales every row of the merged weight, which no plain LoRA expresses; {_MERGE}",
     ),
     Method(
-        "adalora",
-        "AdaLoRA",
-        _tensor(r"\.lora_E(\.|$)"),
-        Lane.MERGED,
-        f"AdaLoRA's diagonal lora_E is not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "kasa",
         "KaSA",
         _either(_tensor(r"\.lora_diag(\.|$)"), _key("kasa_config")),
         Lane.MERGED,
         f"KaSA truncates the base's own weight, which is not supported yet; until then {_MERGE}",
-    ),
-    Method(
-        "monteclora",
-        "MonteCLoRA or VeLoRA",
-        _either(
-            _tensor(r"\.lora_(monteclora_sampler|velora_embed)"),
-            _key("monteclora_config", "velora_config"),
-        ),
-        Lane.MERGED,
-        f"MonteCLoRA and VeLoRA are not supported yet; until then {_MERGE}",
     ),
     Method(
         "lora-bias",
@@ -241,25 +245,49 @@ METHODS: tuple[Method, ...] = (
         f"QA-LoRA's pooled lora_A is not supported yet; until then {_MERGE}",
     ),
     Method(
-        "bdlora",
-        "BD-LoRA",
-        _key("use_bdlora"),
-        Lane.MERGED,
-        f"BD-LoRA's block-diagonal factors are not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "moe-experts",
         "LoRA on experts",
         _either(_tensor(r"\.experts\.|\.experts\.?lora_"), _key("target_parameters")),
         Lane.MERGED,
         f"LoRA on the experts of a mixture is not supported yet; until then {_MERGE}",
     ),
+    Method("adalora", "AdaLoRA", _tuner("ADALORA"), Lane.HOT, to_lora=plan_adalora),
+    Method("vera", "VeRA", _tuner("VERA"), Lane.HOT, to_lora=plan_vera),
+    Method("loha", "LoHa", _tuner("LOHA"), Lane.HOT, to_lora=plan_loha),
+    Method("lokr", "LoKr", _tuner("LOKR"), Lane.HOT, to_lora=plan_lokr),
+    Method(
+        "miss-bat",
+        "MiSS",
+        _miss_bat,
+        Lane.MERGED,
+        f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
+    ),
+    Method("miss", "MiSS", _tuner("MISS"), Lane.HOT, to_lora=plan_miss),
+    Method("gralora", "GraLoRA", _tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
+    Method("delora", "DeLoRA", _tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
     Method(
         "other-tensors",
         "another tuner",
-        _tensor(r"\.(hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_)"),
+        _tensor(
+            r"\.(lora_E(\.|$)|gralora_|hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_)"
+        ),
         Lane.MERGED,
         f"its tensors are of another tuner than the config says; {_MERGE}",
+    ),
+    Method("bdlora", "BD-LoRA", _key("use_bdlora"), Lane.HOT, to_lora=plan_bdlora),
+    Method(
+        "monteclora",
+        "MonteCLoRA",
+        _either(_tensor(r"\.lora_monteclora_sampler(\.|$)"), _key("monteclora_config")),
+        Lane.HOT,
+        to_lora=plan_sampled,
+    ),
+    Method(
+        "velora",
+        "VeLoRA",
+        _either(_tensor(r"\.lora_velora_embed(\.|$)"), _key("velora_config")),
+        Lane.HOT,
+        to_lora=plan_sampled,
     ),
     Method("rslora", "rsLoRA", _key("use_rslora"), Lane.HOT, to_lora=plan_lora),
     Method("lora", "LoRA", _anything, Lane.HOT, to_lora=plan_lora),

@@ -14,6 +14,8 @@ from adapters.intake.patterns import Budget, KeyPatterns, compile_pattern, match
 from adapters.models import ModuleSpec
 
 MAX_RANK = 512
+# Other tuners' ranks are not the rank of the plain LoRA they become; this only bounds arithmetic.
+_MAX_TUNER_RANK = 1 << 20
 _MAX_PATTERNS = 50_000
 # The layer's number by PEFT's rule: the first numbered component (tuners_utils).
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
@@ -114,40 +116,62 @@ def _ends_in(name: str, targets: frozenset[str]) -> bool:
 
 def parse_settings(config: Mapping[str, Any]) -> LoraSettings:
     """Check a LoraConfig's values; raises InvalidConfig naming the key, the value and the rule."""
-    rank = _rank(config.get("r", _MISSING), "r")
+    return tuner_settings(config, limit=MAX_RANK)
+
+
+def tuner_settings(
+    config: Mapping[str, Any],
+    *,
+    rank: str = "r",
+    alpha: str | None = "lora_alpha",
+    patterns: bool = True,
+    limit: int = _MAX_TUNER_RANK,
+) -> LoraSettings:
+    """The same for another tuner: its keys of rank and alpha, and whether it has patterns.
+
+    Without an alpha the scale is 1.
+    """
+    base_rank = _rank(config.get(rank, _MISSING), rank, limit)
+    ranks = _patterns(config, "rank_pattern") if patterns else {}
+    alphas = _patterns(config, "alpha_pattern") if patterns and alpha is not None else {}
     return LoraSettings(
-        rank=rank,
-        alpha=_alpha(config.get("lora_alpha", _MISSING), "lora_alpha"),
-        rslora=_flag(config, "use_rslora"),
-        ranks={
-            key: _rank(value, f"rank_pattern['{key}']")
-            for key, value in _patterns(config, "rank_pattern").items()
-        },
-        alphas={
-            key: _alpha(value, f"alpha_pattern['{key}']")
-            for key, value in _patterns(config, "alpha_pattern").items()
-        },
+        rank=base_rank,
+        alpha=base_rank if alpha is None else _alpha(config.get(alpha, _MISSING), alpha),
+        rslora=flag(config, "use_rslora"),
+        ranks={key: _rank(value, f"rank_pattern['{key}']", limit) for key, value in ranks.items()},
+        alphas={key: _alpha(value, f"alpha_pattern['{key}']") for key, value in alphas.items()},
         targets=_names(config, "target_modules"),
         excluded=_names(config, "exclude_modules"),
         layers=_layers(config.get("layers_to_transform")),
         layers_pattern=_as_tuple(_names(config, "layers_pattern")),
-        fan_in_fan_out=_flag(config, "fan_in_fan_out"),
+        fan_in_fan_out=flag(config, "fan_in_fan_out"),
     )
+
+
+def whole_number(config: Mapping[str, Any], key: str, default: int, low: int) -> int:
+    """A whole number of at least `low`; raises InvalidConfig."""
+    value = config.get(key, default)
+    if type(value) is not int or not low <= value <= _MAX_TUNER_RANK:
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; "
+            f"it must be a whole number of at least {low}"
+        )
+    return value
 
 
 _MISSING = object()
 
 
-def _rank(value: Any, key: str) -> int:
+def _rank(value: Any, key: str, limit: int) -> int:
     if value is _MISSING or value is None:
         raise InvalidConfig(f"adapter_config.json has no '{key}'; the rank must be given")
     if type(value) is not int or value <= 0:
         raise InvalidConfig(
             f"adapter_config.json: {key} is {reprlib.repr(value)}; a rank is a whole number > 0"
         )
-    if value > MAX_RANK:
+    if value > limit:
         raise InvalidConfig(
-            f"adapter_config.json: {key} is {reprlib.repr(value)}; ranks go up to {MAX_RANK}"
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; ranks go up to {limit}"
         )
     return value
 
@@ -179,7 +203,7 @@ def _alpha(value: Any, key: str) -> float:
     return number
 
 
-def _flag(config: Mapping[str, Any], key: str) -> bool:
+def flag(config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key)
     if value is None:
         return False

@@ -14,6 +14,7 @@ from enum import Enum
 class Fate(Enum):
     """What can be done with a method that is no plain LoRA."""
 
+    PLAIN = "its change is a low-rank product, so it is rewritten as plain LoRA"
     CONVERTIBLE = (
         "its change has low rank, so it can become a plain LoRA, but that is not supported yet"
     )
@@ -30,14 +31,14 @@ class PeftType:
 
 
 PEFT_TYPES: Mapping[str, PeftType] = {
-    "ADALORA": PeftType("AdaLoRA", Fate.CONVERTIBLE),
-    "DELORA": PeftType("DeLoRA", Fate.CONVERTIBLE),
+    "ADALORA": PeftType("AdaLoRA", Fate.PLAIN),
+    "DELORA": PeftType("DeLoRA", Fate.PLAIN),
     "DEFT": PeftType("DEFT", Fate.CONVERTIBLE),
-    "GRALORA": PeftType("GraLoRA", Fate.CONVERTIBLE),
+    "GRALORA": PeftType("GraLoRA", Fate.PLAIN),
     "HRA": PeftType("HRA", Fate.CONVERTIBLE),
-    "LOHA": PeftType("LoHa", Fate.CONVERTIBLE),
-    "LOKR": PeftType("LoKr", Fate.CONVERTIBLE),
-    "MISS": PeftType("MiSS", Fate.CONVERTIBLE),
+    "LOHA": PeftType("LoHa", Fate.PLAIN),
+    "LOKR": PeftType("LoKr", Fate.PLAIN),
+    "MISS": PeftType("MiSS", Fate.PLAIN),
     "BONE": PeftType("Bone", Fate.CONVERTIBLE),
     "PEANUT": PeftType("PEANuT", Fate.CONVERTIBLE),
     "PSOFT": PeftType("PSOFT", Fate.CONVERTIBLE),
@@ -46,7 +47,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.CONVERTIBLE),
     "UNILORA": PeftType("UniLoRA", Fate.CONVERTIBLE),
     "VBLORA": PeftType("VB-LoRA", Fate.CONVERTIBLE),
-    "VERA": PeftType("VeRA", Fate.CONVERTIBLE),
+    "VERA": PeftType("VeRA", Fate.PLAIN),
     "ADAMSS": PeftType("AdaMSS", Fate.MERGE),
     "BEFT": PeftType("BEFT", Fate.MERGE),
     "BOFT": PeftType("BOFT", Fate.MERGE),

@@ -23,7 +23,8 @@ from adapters.models import BaseDescriptor, Inspection, Lane, Manifest
 Progress = Callable[[int, int], None]
 # A 100 MB adapter stays far below 1 GB of memory; a larger one costs a second read instead.
 HOLD_BYTES = 256 << 20
-_HOT = "every tensor is one factor of a low-rank pair for a module of the base"
+# Up to here no engine notices; above, the rank decides what every slot costs.
+USUAL_RANK = 64
 
 
 def take_in(
@@ -51,7 +52,7 @@ def take_in(
         format=raw.format,
         method=method_name(method, raw),
         lane=Lane.HOT,
-        reasons=(_HOT,),
+        reasons=_hot_reasons(plan, base),
         rank=max(pair.rank for pair in plan.pairs),
         targets=leaf_names(pair.module.name for pair in plan.pairs),
         parameters=sum(pair.parameters for pair in plan.pairs),
@@ -108,7 +109,7 @@ def _best_fit(
     )
     faults = plan.problems or _value_faults(plan, base)
     fits = [other for other, _, its in plans if not its.problems]
-    reasons = [] if faults else [_HOT]
+    reasons = [] if faults else list(_hot_reasons(plan, base))
     if len(fits) > 1:
         reasons.append(f"its shapes also fit: {', '.join(n for n in fits if n != name)}")
     if not _same_model(name, hint) and any(_same_model(other, hint) for other, _ in bases):
@@ -121,6 +122,21 @@ def _best_fit(
         reasons=tuple(reasons),
         problems=tuple(fault.message for fault in faults),
         pairs=plan.pairs,
+    )
+
+
+def _hot_reasons(plan: LoraPlan, base: BaseDescriptor) -> tuple[str, ...]:
+    """Why it is hot; and what a high rank costs, since every slot has the engine's maximum rank."""
+    rank = max(pair.rank for pair in plan.pairs)
+    if rank <= USUAL_RANK:
+        return (plan.reason,)
+    item = 4 if base.dtype == "float32" else 2
+    sizes = sum(pair.module.in_features + pair.module.out_features for pair in plan.pairs)
+    cost = f"{rank * sizes * item / (1 << 20):,.1f} MiB"
+    return (
+        plan.reason,
+        f"its rank {rank} needs an engine of at least that maximum rank, which then allocates it "
+        f"in every slot: {cost} a slot for these modules",
     )
 
 

@@ -197,6 +197,51 @@ def fold(factor: torch.Tensor, scale: float) -> torch.Tensor:
     return narrow if torch.equal(narrow.to(product.dtype), product) else product
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in fp64, in which other tuners' factors are computed."""
+    return tensor.to(torch.float64)
+
+
+def stored(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """fp64 `values` in `dtype`, the source's, if that holds each exactly; else rounded to fp32.
+
+    fp32 is what PEFT itself computes in; the engine's rounding to its own dtype comes on top.
+    """
+    if dtype is not None:
+        narrow = values.to(dtype)
+        if torch.equal(narrow.to(torch.float64), values):
+            return narrow.contiguous()
+    return values.to(torch.float32).contiguous()
+
+
+def identity(size: int) -> torch.Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def kronecker(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.kron(first.contiguous(), second.contiguous())
+
+
+def block_diagonal(blocks: list[torch.Tensor]) -> torch.Tensor:
+    # torch's own annotation is missing.
+    placed: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return placed
+
+
+def stacked(parts: list[torch.Tensor], axis: int) -> torch.Tensor:
+    return torch.cat(parts, dim=axis)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def uniform(shape: tuple[int, ...], bound: float, source: torch.Generator) -> torch.Tensor:
+    """fp32 values drawn from `source` as torch draws them everywhere on a CPU."""
+    drawn = torch.empty(shape, dtype=torch.float32)
+    return drawn.uniform_(-bound, bound, generator=source)
+
+
 def rounded(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     """`tensor` as an engine that computes in `dtype` (float16, bfloat16, float32) holds it."""
     target = getattr(torch, dtype, None)

@@ -112,7 +112,7 @@ BAD: dict[str, Bad] = {
         with_tensor(Q0_B, set_value(float("inf"))), DamagedArtifact, (Q0_B, "infinite")
     ),
     "alpha-0": Bad(with_config(lora_alpha=0), InvalidConfig, ("lora_alpha is 0", "no effect")),
-    "vera-with-lora-keys": Bad(with_config(peft_type="VERA"), NotHotServable, ("VeRA", "merge it")),
+    "vera-with-lora-keys": Bad(with_config(peft_type="VERA"), InvalidConfig, (".lora_A", "VeRA's")),
     "lora-ga": Bad(with_config(init_lora_weights="lora_ga"), NotHotServable, ("lora_ga",)),
     "pissa-init-directory": Bad(
         moved_to("pissa_init"), NotServable, ("pissa_init", "pissa_converted"), "pissa_init"
@@ -273,13 +273,12 @@ BAD: dict[str, Bad] = {
     "corda": Bad(with_config(init_lora_weights="corda"), NotHotServable, ("corda",)),
     "loftq": Bad(with_config(init_lora_weights="loftq"), NotHotServable, ("loftq",)),
     "qalora": Bad(with_config(use_qalora=True), NotHotServable, ("QA-LoRA",)),
-    "bdlora": Bad(with_config(use_bdlora={"nblocks": 2}), NotHotServable, ("BD-LoRA",)),
     "kasa": Bad(with_extra(f"{PREFIX}{Q0}.lora_diag", torch.ones(4)), NotHotServable, ("KaSA",)),
-    "adalora": Bad(
-        with_config(peft_type="ADALORA"), NotHotServable, ("AdaLoRA", "not supported yet")
-    ),
+    "hra": Bad(with_config(peft_type="HRA"), NotHotServable, ("HRA", "not supported yet")),
     "adalora-by-tensor": Bad(
-        with_extra(f"{PREFIX}{Q0}.lora_E", torch.ones(4, 1)), NotHotServable, ("AdaLoRA", "lora_E")
+        with_extra(f"{PREFIX}{Q0}.lora_E", torch.ones(4, 1)),
+        NotHotServable,
+        ("another tuner", "lora_E"),
     ),
     "ia3": Bad(with_config(peft_type="IA3"), NotHotServable, ("IA³", "merge it")),
     "oft": Bad(with_config(peft_type="OFT"), NotHotServable, ("OFT", "merge it")),

@@ -12,6 +12,9 @@ from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
+from tests.adapters.intake.bad_tuners import BAD_TUNERS, RIGHT
+
+ALL = {**BAD, **BAD_TUNERS}
 
 
 @pytest.fixture
@@ -27,11 +30,11 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MAX_SECONDS", 0.5)
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", ALL)
 def test_is_refused_by_name(
     name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
 ) -> None:
-    bad = BAD[name]
+    bad = ALL[name]
     folder = tmp_path / "artifact"
     folder.mkdir()
     bad(folder, llama)
@@ -45,11 +48,11 @@ def test_is_refused_by_name(
     assert len(refused.value.message) < 700
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", ALL)
 def test_examine_tells_the_same_and_raises_nothing(
     name: str, llama: BaseDescriptor, tmp_path: Path
 ) -> None:
-    bad = BAD[name]
+    bad = ALL[name]
     folder = tmp_path / "artifact"
     folder.mkdir()
     bad(folder, llama)
@@ -77,10 +80,25 @@ def test_the_unspoilt_artifact_is_taken(
     assert manifest.targets == ("k_proj", "o_proj", "q_proj", "v_proj")
 
 
-def test_no_refusal_says_what_another_artifact_says(llama: BaseDescriptor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_unspoilt_artifact_of_a_tuner_is_taken(
+    name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
+) -> None:
+    RIGHT[name].write(tmp_path / "artifact", llama)
+    found = examine(tmp_path / "artifact", bases=[("tiny", llama)], format=None)
+    assert (found.problems, found.lane, found.base, found.method) == ((), Lane.HOT, "tiny", name)
+    manifest = take_in(tmp_path / "artifact", base=llama, staging=staging, format=None)
+    assert manifest.targets == ("o_proj", "q_proj")
+
+
+@pytest.mark.parametrize("family", ["", *RIGHT])
+def test_no_refusal_says_what_another_artifact_says(
+    family: str, llama: BaseDescriptor, tmp_path: Path
+) -> None:
     """Sentences must tell faults apart: two that read the same name nothing."""
     said: dict[str, str] = {}
-    for name, bad in BAD.items():
+    rows = {n: bad for n, bad in BAD_TUNERS.items() if n.startswith(f"{family}-")}
+    for name, bad in (rows if family else BAD).items():
         folder = tmp_path / name
         folder.mkdir()
         bad(folder, llama)
