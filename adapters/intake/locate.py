@@ -36,7 +36,7 @@ _PART = re.compile(
     r"|(\d+_)?adapters\.safetensors|lit_model\.pth(\.lora)?"
 )
 # Weights of other trainers' adapters: a directory with one is the adapter's own.
-_OTHER_WEIGHTS = (
+OTHER_WEIGHTS = (
     r"(\d+_)?adapters\.safetensors|lit_model\.pth\.lora|adapter_model\.pt|adapter_\d+\.pt|.*\.gguf"
 )
 
@@ -89,7 +89,7 @@ def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
     _refuse_trap(path)
     if CONFIG in listing.names or any(name in listing.names for name in _WEIGHT_FILES):
         return listing, ()
-    if listing.has(_OTHER_WEIGHTS):
+    if listing.has(OTHER_WEIGHTS):
         return listing, ()
     inner = _adapters_inside(path)
     if not inner:

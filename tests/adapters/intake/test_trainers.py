@@ -35,11 +35,11 @@ class Real:
     targets: tuple[str, ...]
     scale: str
     file: str = "."
-    format_given: str | None = None
 
 
 _ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 _ALL = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+_WITH_HEAD = tuple(sorted((*_ALL, "lm_head")))
 
 REAL: dict[str, Real] = {
     "mlx-lora": Real("llama", "mlx", _ALL, "alpha/r = 10/4 = 2.5"),
@@ -47,11 +47,16 @@ REAL: dict[str, Real] = {
     "mlx-tied-embedding": Real(
         "llama-tied", "mlx", ("embed_tokens", "lm_head", "q_proj"), "alpha/r = 10/4 = 2.5"
     ),
+    "litgpt-default": Real("llama", "litgpt", ("q_proj", "v_proj"), "alpha/r = 6/4 = 1.5"),
+    "litgpt-all": Real("llama", "litgpt", _WITH_HEAD, "alpha/r = 6/4 = 1.5"),
+    "torchtune-llama": Real("llama", "torchtune", _WITH_HEAD, "alpha/r = 6/4 = 1.5"),
+    "torchtune-qwen2": Real("qwen2", "torchtune", _ATTENTION, "alpha/r = 6/4 = 1.5"),
 }
 # Made by the same scripts, but no plain LoRA.
 MERGED = {
     "mlx-dora": ("llama", "dora", "DoRA"),
     "mlx-full": ("llama", "full-fine-tune", "a full fine-tune"),
+    "torchtune-dora": ("llama", "dora", "DoRA"),
 }
 
 
@@ -84,9 +89,9 @@ def test_canonical_form_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_p
     source = HERE / "artifacts" / name / real.file
     expected = load_file(HERE / "expected" / f"{name}.safetensors")
 
-    found = examine(source, bases=[(real.base, descriptor)], format=real.format_given)
+    found = examine(source, bases=[(real.base, descriptor)], format=None)
     assert (found.problems, found.lane, found.format) == ((), Lane.HOT, real.format)
-    manifest = take_in(source, base=descriptor, staging=tmp_path, format=real.format_given)
+    manifest = take_in(source, base=descriptor, staging=tmp_path, format=None)
     assert manifest.targets == real.targets
     assert manifest.scale == real.scale
 
