@@ -51,6 +51,9 @@ class BaseDescriptor(Frozen):
     # Input and output embedding, of which an adapter may bring a copy:
     # module -> "DTYPE:sha256 of its bytes".
     embedding_weights: dict[str, str] = {}
+    # None in bases that were added before these were noted, or where layers differ.
+    attention_heads: int | None = None
+    key_value_heads: int | None = None
 
 
 class BaseRecord(Frozen):

@@ -71,7 +71,14 @@ def _describe(files: BaseFiles) -> BaseDescriptor:
         modules=modules,
         parameters=parameters,
         embedding_weights=_embedding_weights(files, architecture, tied),
+        attention_heads=_count(text, "num_attention_heads"),
+        key_value_heads=_count(text, "num_key_value_heads") or _count(text, "num_attention_heads"),
     )
+
+
+def _count(config: Any, key: str) -> int | None:
+    value = getattr(config, key, None)
+    return value if type(value) is int and value > 0 else None
 
 
 def _load_config(files: BaseFiles) -> Any:

@@ -87,7 +87,9 @@ def read_header(path: Path) -> Header:
     if len(body) != length:
         raise HeaderError("changed while it was read")
     entries = _parse(body)
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:  # MLX writes null
+        metadata = {}
     if not isinstance(metadata, dict):
         raise HeaderError("is damaged: its metadata is not an object")
     tensors = {name: _tensor(name, entry, 8 + length) for name, entry in entries.items()}

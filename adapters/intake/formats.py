@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import peft
+from adapters.intake import gguf, litgpt, mlx, peft, torchtune
 from adapters.intake.locate import Listing, explain_unknown, locate
 from adapters.intake.raw import RawAdapter
 
@@ -25,19 +25,15 @@ class Format:
     read: Callable[[Listing], RawAdapter]
 
 
-FORMATS: tuple[Format, ...] = (Format("peft", peft.recognises, peft.read),)
-
-
-def _mlx(listing: Listing) -> bool:
-    keys = listing.config or {}
-    return "fine_tune_type" in keys or "lora_parameters" in keys
-
+FORMATS: tuple[Format, ...] = (
+    Format("peft", peft.recognises, peft.read),
+    Format("mlx", mlx.recognises, mlx.read),
+    Format("gguf", gguf.recognises, gguf.read),
+    Format("litgpt", litgpt.recognises, litgpt.read),
+    Format("torchtune", torchtune.recognises, torchtune.read),
+)
 
 NOT_YET: tuple[tuple[str, Callable[[Listing], bool]], ...] = (
-    ("MLX", lambda listing: _mlx(listing) or listing.has(r"(\d+_)?adapters\.safetensors")),
-    ("torchtune", lambda listing: listing.has(r"adapter_model\.pt|adapter_\d+\.pt")),
-    ("LitGPT", lambda listing: listing.has(r"lit_model\.pth(\.lora)?")),
-    ("GGUF", lambda listing: listing.has(r".*\.gguf")),
     ("NeMo", lambda listing: listing.has(r".*\.nemo|adapter_metadata\.json")),
     ("kohya", lambda listing: listing.has(r"(lora|lycoris).*\.safetensors")),
 )
@@ -62,14 +58,12 @@ def _format_of(listing: Listing, format_name: str | None) -> Format:
                 return row
         known = ", ".join(row.name for row in FORMATS)
         raise UnknownFormat(f"'{format_name}' is no supported format; supported: {known}")
-    # MLX writes adapter_config.json too; only its keys tell the two apart.
-    if not _mlx(listing):
-        found = [row for row in FORMATS if row.recognises(listing)]
-        if len(found) > 1:
-            names = ", ".join(row.name for row in found)
-            raise AmbiguousFormat(f"{listing.path} could be {names}; say which with --format")
-        if found:
-            return found[0]
+    found = [row for row in FORMATS if row.recognises(listing)]
+    if len(found) > 1:
+        names = " or ".join(row.name for row in found)
+        raise AmbiguousFormat(f"{listing.path} could be {names}; say which with --format")
+    if found:
+        return found[0]
     for name, recognises in NOT_YET:
         if recognises(listing):
             raise UnknownFormat(

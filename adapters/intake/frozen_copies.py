@@ -31,11 +31,13 @@ def check_copies(
         module = _module(name)
         known = index.by_name.get(module) if module is not None else None
         if module is None or (known is None and f"{module}.weight" not in base.parameters):
-            findings.add("unknown tensor", _unknown(name, index))
+            findings.add("unknown tensor", _unknown(tensor.name, name, index))
         elif module not in base.embedding_weights:
-            findings.add("whole weight", _replaces(name, module))
+            findings.add("whole weight", _replaces(tensor.name, module))
         elif tensor.count == 0:
-            findings.add("zero size", DamagedArtifact(f"tensor '{name}' has no values at all"))
+            findings.add(
+                "zero size", DamagedArtifact(f"tensor '{tensor.name}' has no values at all")
+            )
         else:
             comparisons.append(partial(_compare, tensor, module, base.embedding_weights[module]))
     return tuple(comparisons)
@@ -49,8 +51,8 @@ def _module(name: str) -> str | None:
     return None
 
 
-def _unknown(name: str, index: ModuleIndex) -> BaseMismatch:
-    near = index.explain(strip_prefix(name).rpartition(".")[0])
+def _unknown(name: str, translated: str, index: ModuleIndex) -> BaseMismatch:
+    near = index.explain(strip_prefix(translated).rpartition(".")[0])
     return BaseMismatch(
         f"tensor '{name}' is neither a LoRA factor nor a weight of the base; {near}"
     )

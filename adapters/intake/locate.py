@@ -1,4 +1,4 @@
-"""Which directory holds the adapter, and which directories are never one."""
+"""Which directory (or file) holds the adapter, and which are never one."""
 
 from __future__ import annotations
 
@@ -30,18 +30,33 @@ _TRAPS = {
 _STATE_DIRECTORY = re.compile(r"global_step\d+|optimizer(_\d+)?|pytorch_model_fsdp_\d+")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# Files that mean nothing without the ones beside them: the directory is the adapter.
+_PART = re.compile(
+    r"adapter_config\.json|adapter_model\.(safetensors|bin|pt)|adapter_\d+\.pt"
+    r"|(\d+_)?adapters\.safetensors|lit_model\.pth(\.lora)?"
+)
+# Weights of other trainers' adapters: a directory with one is the adapter's own.
+OTHER_WEIGHTS = (
+    r"(\d+_)?adapters\.safetensors|lit_model\.pth\.lora|adapter_model\.pt|adapter_\d+\.pt|.*\.gguf"
+)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A directory to judge a format by: its file names, and its adapter_config.json if any."""
+    """A directory to judge a format by: its file names, and its adapter_config.json if any.
+
+    A source that is one file is its directory with that one name in it, and `single`.
+    """
 
     path: Path
     names: frozenset[str]
+    single: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
         """The parsed adapter_config.json; None if there is none or it cannot be read."""
+        if self.single:
+            return None
         try:
             return read_config(self.path)
         except (InvalidConfig, SourceUnreadable):
@@ -66,13 +81,15 @@ def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
         if not source.exists():
             raise SourceUnreadable(f"{source} does not exist; give the adapter's directory")
         if not source.is_dir():
-            raise SourceUnreadable(_about_file(source))
+            return _one_file(source), ()
         path = source.resolve()
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {source}: {fault.strerror or fault}") from fault
     listing = list_directory(path)
     _refuse_trap(path)
     if CONFIG in listing.names or any(name in listing.names for name in _WEIGHT_FILES):
+        return listing, ()
+    if listing.has(OTHER_WEIGHTS):
         return listing, ()
     inner = _adapters_inside(path)
     if not inner:
@@ -81,10 +98,18 @@ def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
     return list_directory(chosen), (f"read from the subdirectory {chosen.name}",)
 
 
-def _about_file(source: Path) -> str:
+def _one_file(source: Path) -> Listing:
+    """A format of one file may be given as that file; raises SourceUnreadable for others."""
     if source.name.endswith((".zip", ".tar", ".tar.gz", ".tgz")):
-        return f"{source.name} is an archive; unpack it and give the adapter's directory"
-    return f"{source} is a file; give the directory it is in"
+        raise SourceUnreadable(
+            f"{source.name} is an archive; unpack it and give the adapter's directory"
+        )
+    if not source.is_file():
+        raise SourceUnreadable(f"{source} is neither a directory nor a plain file")
+    if _PART.fullmatch(source.name):
+        raise SourceUnreadable(f"{source} is a file; give the directory it is in")
+    # Links into a store of files by hash (a hub's cache) keep the name that was given.
+    return Listing(source.absolute().parent, frozenset([source.name]), single=True)
 
 
 def _refuse_trap(path: Path) -> None:
@@ -103,7 +128,9 @@ def _adapters_inside(path: Path) -> list[Path]:
         return sorted(
             item
             for item in path.iterdir()
-            if item.is_dir() and item.name not in _TRAPS and (item / CONFIG).is_file()
+            if item.is_dir()
+            and item.name not in _TRAPS
+            and any((item / name).is_file() for name in (CONFIG, "lit_model.pth.lora"))
         )
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
@@ -156,6 +183,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def explain_unknown(listing: Listing) -> UnknownFormat:
     """What a directory is that no format recognises."""
     path = listing.path
+    if listing.single:
+        return UnknownFormat(
+            f"{path / next(iter(listing.names))} is no adapter in a format of one file; "
+            "PEFT's is a directory with adapter_config.json and adapter_model.safetensors"
+        )
     if "config.json" in listing.names and listing.has(
         r"(model|pytorch_model).*\.(safetensors|bin)"
     ):

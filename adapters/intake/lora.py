@@ -121,20 +121,20 @@ def _sort_keys(
         if key is None:
             others[name] = tensor
             continue
-        infixes.setdefault(key.infix, name)
+        infixes.setdefault(key.infix, tensor.name)
         spec = index.by_name.get(key.module)
         if spec is None:
             findings.add(
                 "unknown module",
                 BaseMismatch(
-                    f"tensor '{name}' is for '{key.module}', which the base does not have; "
+                    f"tensor '{tensor.name}' is for '{key.module}', which the base does not have; "
                     f"{index.explain(key.module)}"
                 ),
             )
         elif key.embedding != (spec.kind == "embedding"):
-            findings.add("kind", _wrong_kind(name, key, spec))
+            findings.add("kind", _wrong_kind(tensor.name, key, spec))
         else:
-            _put(halves.setdefault(key.module, _Halves(spec)), name, key, tensor, findings)
+            _put(halves.setdefault(key.module, _Halves(spec)), key, tensor, findings)
     if len(infixes) > 1:
         names = " and ".join(f"'{name}'" for name in list(infixes.values())[:2])
         findings.add(
@@ -156,13 +156,13 @@ def _a_kind(spec: ModuleSpec) -> str:
     return "an embedding" if spec.kind == "embedding" else "a linear layer"
 
 
-def _put(found: _Halves, name: str, key: LoraKey, tensor: LazyTensor, findings: Findings) -> None:
+def _put(found: _Halves, key: LoraKey, tensor: LazyTensor, findings: Findings) -> None:
     there = found.a if key.side == "A" else found.b
     if there is not None:
         findings.add(
             "twice",
             DamagedArtifact(
-                f"'{there.name}' and '{name}' are both lora_{key.side} of '{key.module}'; "
+                f"'{there.name}' and '{tensor.name}' are both lora_{key.side} of '{key.module}'; "
                 "one too many"
             ),
         )

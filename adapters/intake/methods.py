@@ -180,6 +180,13 @@ METHODS: tuple[Method, ...] = (
         "only adapters for CAUSAL_LM produce text",
     ),
     Method(
+        "full-fine-tune",
+        "a full fine-tune",
+        _key("fine_tune_type", unless=("lora", "dora")),
+        Lane.MERGED,
+        f"it replaces whole weights of the base, which no plain LoRA expresses; {_MERGE}",
+    ),
+    Method(
         "dora",
         "DoRA",
         _either(_tensor(r"\.lora_magnitude_vector(\.|$)|\.magnitude(\.|$)"), _key("use_dora")),
@@ -247,7 +254,9 @@ METHODS: tuple[Method, ...] = (
     Method(
         "moe-experts",
         "LoRA on experts",
-        _either(_tensor(r"\.experts\.|\.experts\.?lora_"), _key("target_parameters")),
+        _either(
+            _tensor(r"\.experts\.|\.experts\.?lora_|\.switch_mlp\."), _key("target_parameters")
+        ),
         Lane.MERGED,
         f"LoRA on the experts of a mixture is not supported yet; until then {_MERGE}",
     ),

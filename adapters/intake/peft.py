@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapters.errors import DamagedArtifact
 from adapters.intake import tensors
-from adapters.intake.locate import CONFIG, Listing, read_config
+from adapters.intake.locate import CONFIG, OTHER_WEIGHTS, Listing, read_config
 from adapters.intake.provenance import guess_trainer, short_text
 from adapters.intake.raw import Provenance, RawAdapter
 
@@ -14,9 +14,11 @@ _VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 
 
 def recognises(listing: Listing) -> bool:
-    """PEFT's weights are there, or a config that names one of PEFT's tuners."""
+    """PEFT's weights are there, or a config that names one of PEFT's tuners and no others'."""
     if SAFETENSORS in listing.names or PICKLE in listing.names:
         return True
+    if listing.has(OTHER_WEIGHTS):
+        return False  # torchtune writes PEFT's config beside its own weights
     return CONFIG in listing.names and (listing.config is None or "peft_type" in listing.config)
 
 

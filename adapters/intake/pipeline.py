@@ -183,6 +183,12 @@ def _plan(method: Method, evidence: str, raw: RawAdapter, base: BaseDescriptor) 
     if refusal is not None:
         raise refusal
     assert method.to_lora is not None, "a row of METHODS has either a refusal or a plan"
+    if raw.for_base is not None:
+        try:
+            raw = raw.for_base(base)
+        except ArtifactError as fault:
+            # Of this base only: another may fit.
+            return LoraPlan(pairs=(), scale="", problems=(fault,), notes=())
     return method.to_lora(raw, base)
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from adapters.models import BaseDescriptor
+
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
@@ -46,8 +48,8 @@ class Provenance:
 class RawAdapter:
     """An artifact as its format says it lies, nothing judged yet.
 
-    `config` has PEFT's keys whatever the format: a reader of another format translates.
-    `tensors` has the names the file has.
+    `config` has PEFT's keys and `tensors` PEFT's names and layout whatever the format: a reader
+    of another format translates. Each tensor's own `name` is the one in the file, for messages.
     """
 
     format: str
@@ -56,3 +58,6 @@ class RawAdapter:
     provenance: Provenance
     # Other files beside the adapter that change what it is (a value head, say).
     extras: tuple[str, ...] = field(default=())
+    # What only the base tells (how many heads its attention has, say): gives the adapter again,
+    # translated to the end. None: nothing is left to translate.
+    for_base: Callable[[BaseDescriptor], RawAdapter] | None = None

@@ -56,14 +56,20 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _pread(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
-    size, done = info.end - info.start, 0
+    buffer = pread(path, name, info.start, info.end)
+    return buffer.view(TORCH_DTYPE[info.dtype]).reshape(info.shape)
+
+
+def pread(path: Path, name: str, start: int, end: int) -> torch.Tensor:
+    """The bytes of tensor `name`; raises DamagedArtifact or SourceUnreadable."""
+    size, done = end - start, 0
     buffer = torch.empty(size, dtype=torch.uint8)
     view = buffer.numpy().data
     try:
         file = os.open(path, os.O_RDONLY)
         try:
             while done < size:
-                count = os.preadv(file, [view[done:]], info.start + done)
+                count = os.preadv(file, [view[done:]], start + done)
                 if count == 0:
                     break
                 done += count
@@ -73,12 +79,30 @@ def _pread(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
     if done < size:
         raise DamagedArtifact(f"{path.name} ended inside '{name}': it changed while it was read")
-    return buffer.view(TORCH_DTYPE[info.dtype]).reshape(info.shape)
+    return buffer
 
 
-def read_pickle(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a torch `.bin`; raises UnsafePickle, DamagedArtifact or SourceUnreadable."""
+def viewed(raw: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Bytes as a tensor of a safetensors dtype."""
+    return raw.view(TORCH_DTYPE[dtype]).reshape(shape)
+
+
+def from_q8_0(raw: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """ggml's Q8_0: blocks of an fp16 scale and 32 signed bytes."""
+    blocks = raw.reshape(-1, 34)
+    scales = blocks[:, :2].contiguous().view(torch.float16).to(torch.float32)
+    codes = blocks[:, 2:].contiguous().view(torch.int8).to(torch.float32)
+    return (scales * codes).reshape(shape)
+
+
+def read_pickle(path: Path, *, inside: str | None = None) -> dict[str, LazyTensor]:
+    """The tensors of a torch `.bin` (under its key `inside`, if it has that key).
+
+    Raises UnsafePickle, DamagedArtifact or SourceUnreadable.
+    """
     state = _load_pickle(path)
+    if inside is not None and isinstance(state, dict) and inside in state:
+        state = state[inside]
     if not isinstance(state, dict):
         raise DamagedArtifact(f"{path.name} holds a {type(state).__name__}, not tensors by name")
     found: dict[str, LazyTensor] = {}

@@ -1,0 +1,105 @@
+"""Tiny bases that every trainer's environment builds alike, bit for bit, without torch.
+
+numpy promises that RandomState's stream never changes, so no weights need to be committed: the
+scripts that make artifacts and the tests that read them have the same base.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+VOCABULARY = 48
+TOKENS = [[(7 * i + 3) % VOCABULARY for i in range(16)]]
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 8,
+        "tie_word_embeddings": False,
+    },
+    "llama-tied": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 8,
+        "tie_word_embeddings": True,
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "tie_word_embeddings": False,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+def config_of(kind: str) -> dict[str, Any]:
+    return {**_COMMON, **CONFIGS[kind]}
+
+
+def weights_of(kind: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Hugging Face's names, fp32."""
+    config = config_of(kind)
+    stream = np.random.RandomState(20)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head = config.get("head_dim", hidden // config["num_attention_heads"])
+    q, kv = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        stem = f"model.layers.{layer}"
+        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+            shapes[f"{stem}.self_attn.{name}_proj.weight"] = (rows, hidden)
+            if kind == "qwen2":
+                shapes[f"{stem}.self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{stem}.self_attn.o_proj.weight"] = (hidden, q)
+        if kind == "qwen3":
+            shapes[f"{stem}.self_attn.q_norm.weight"] = (head,)
+            shapes[f"{stem}.self_attn.k_norm.weight"] = (head,)
+        shapes[f"{stem}.mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{stem}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{stem}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{stem}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{stem}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (VOCABULARY, hidden)
+    return {
+        name: (
+            stream.standard_normal(shape) * (0.2 if len(shape) == 2 else 0.1)
+            + (1.0 if name.endswith("norm.weight") else 0.0)
+        ).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+def write_base(folder: Path, kind: str) -> Path:
+    """The base as a Hugging Face directory; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_of(kind), indent=2))
+    save_file(weights_of(kind), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
