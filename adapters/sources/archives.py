@@ -18,12 +18,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 # What a packer of another system adds beside the content.
 _PACKERS_OWN = {"__MACOSX", ".DS_Store"}
 
-# Told by the first bytes: a name says that it is an archive, not reliably which one.
-_KINDS: tuple[tuple[bytes, Callable[[str, BinaryIO, Unpacking, Policy], None]], ...] = (
-    (b"PK", unpack_zip),
-    (b"\x1f\x8b", unpack_tar_gz),
-    (b"", unpack_tar),
-)
+_Reader = Callable[[str, BinaryIO, Unpacking, Policy], None]
 
 
 def is_archive_name(name: str) -> bool:
@@ -53,9 +48,18 @@ def unpack(archive: Path, place: Path, policy: Policy) -> Path:
             raise DamagedArtifact(f"{archive.name} is empty")
         file.seek(0)
         target.mkdir()
-        reader = next(reader for magic, reader in _KINDS if start.startswith(magic))
+        reader = _reader(archive.name, start)
         reader(archive.name, file, Unpacking(archive.name, target, policy), policy)
     return _content_of(target)
+
+
+def _reader(name: str, start: bytes) -> _Reader:
+    """By the first bytes before the name: many a .tar.gz is a plain tar by now."""
+    if start == b"\x1f\x8b":
+        return unpack_tar_gz
+    if start == b"PK" or name.lower().endswith(".zip"):
+        return unpack_zip
+    return unpack_tar
 
 
 def _content_of(directory: Path) -> Path:

@@ -101,3 +101,6 @@ def _deadline(connection: http.client.HTTPConnection, seconds: float) -> Iterato
         raise
     finally:
         timer.cancel()
+    if passed.is_set():
+        # To the library a header that was cut off is a shorter header.
+        raise TimeoutError("timed out")

@@ -31,7 +31,7 @@ _MAX_PAUSE_S = 30.0
 _MOST_ATTEMPTS = 200
 # The disk, not the network.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 class _Again(Exception):
@@ -197,13 +197,11 @@ def _receive(
     progress: Progress | None,
 ) -> None:
     shown = public_form(parts.geturl())
-    _position(response, file, state)
+    total = _position(response, file, state)
     encoding = (response.getheader("Content-Encoding") or "identity").lower()
     # Some servers name a .tar.gz's own compression here; the bytes are the file's all the same.
     if encoding != "identity" and not state.name.lower().endswith(("gz", ".tgz")):
         raise SourceUnreadable(f"{shown} is sent compressed ({encoding}) although not asked for")
-    length = response.length
-    total = None if length is None else state.done + length
     if total is not None:
         _within(total, shown, policy)
     watch = _Pace(policy)
@@ -220,21 +218,25 @@ def _receive(
     file.flush()
     if total is not None and state.done != total:
         raise _Again(f"{parts.hostname} sent {state.done} of {total} bytes")
+    if not state.done:
+        # Also what is left of an answer that is cut off in its header.
+        raise _Again(f"{parts.hostname} sent an empty answer")
 
 
-def _position(response: http.client.HTTPResponse, file: BinaryIO, state: _State) -> None:
-    """Where the answer's first byte belongs; begins anew unless it is just what was asked for."""
+def _position(response: http.client.HTTPResponse, file: BinaryIO, state: _State) -> int | None:
+    """Begins anew unless the answer is just what was asked for; the file's whole size if told."""
     etag = response.getheader("ETag")
     # A weak one promises the same meaning, not the same bytes.
     strong = etag if etag is not None and etag.startswith('"') else None
     if response.status == 200:
         _restart(file, state, strong)
-        return
+        return response.length
     found = _RANGE.fullmatch(response.getheader("Content-Range") or "")
     same = strong is None or strong == state.etag
     if response.status != 206 or found is None or int(found[1]) != state.done or not same:
         _restart(file, state, None)
         raise _Again("it does not send the rest that was asked for")
+    return int(found[2])
 
 
 def _restart(file: BinaryIO, state: _State, etag: str | None) -> None:

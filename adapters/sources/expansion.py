@@ -24,13 +24,13 @@ class Ratio:
         policy = self._policy
         if expanded > policy.ratio_grace and expanded > policy.max_ratio * compressed:
             raise SourceRefused(
-                f"{self._archive} is not unpacked: it grows to more than {policy.max_ratio} times "
+                f"{self._archive} is refused: it grows to more than {policy.max_ratio} times "
                 "its size, which no adapter does"
             )
         # Headers and padding count too, so that a file of nothing else ends.
         if expanded > policy.max_bytes + policy.ratio_grace:
             raise SourceRefused(
-                f"{self._archive} is not unpacked: it holds more than {policy.max_bytes} bytes "
+                f"{self._archive} is refused: it holds more than {policy.max_bytes} bytes "
                 "(ADAPTERCTL_MAX_SOURCE_BYTES)"
             )
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters.errors import AdapterctlError, SourceRefused, SourceUnreadable, UsageError
 from adapters.sources.download import Progress
 from adapters.sources.members import member_parts
 from adapters.sources.policy import BYTES_VARIABLE, Policy
-
-if TYPE_CHECKING:
-    from huggingface_hub import DryRunFileInfo
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REPOSITORY = re.compile(rf"hf:({_NAME}/{_NAME})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,200}}))?")
@@ -34,29 +31,23 @@ def fetch_repository(source: str, place: Path, policy: Policy, progress: Progres
     target = place / repository.partition("/")[2]
     target.mkdir()
     with _hub_errors(source):
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
         endpoint = os.environ.get("HF_ENDPOINT") or None
-        found = snapshot_download(
-            repository,
-            revision=revision,
-            endpoint=endpoint,
-            allow_patterns=_WANTED,
-            ignore_patterns=_UNWANTED,
-            cache_dir=place / ".hub",
-            local_dir=target,
-            dry_run=True,
+        found = HfApi(endpoint=endpoint).model_info(
+            repository, revision=revision or "main", files_metadata=True
         )
-        total = _judge(source, found, policy)
-        # The very commit whose list was judged: a branch may move meanwhile.
+        sizes = _wanted({file.rfilename: file.size or 0 for file in found.siblings or ()})
+        total = _judge(source, sizes, policy)
+        # The very commit and files that were judged: a branch may move meanwhile.
         with _progress(target, total, progress):
             snapshot_download(
                 repository,
-                revision=found[0].commit_hash,
+                revision=found.sha,
                 endpoint=endpoint,
-                allow_patterns=[item.filename for item in found],
+                allow_patterns=[glob.escape(name) for name in sizes],
                 cache_dir=place / ".hub",
                 local_dir=target,
                 max_workers=4,
@@ -72,15 +63,22 @@ def _parse(source: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-def _judge(source: str, found: list[DryRunFileInfo], policy: Policy) -> int:
+def _wanted(sizes: Mapping[str, int]) -> dict[str, int]:
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    names = filter_repo_objects(sizes, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+    return {name: sizes[name] for name in names}
+
+
+def _judge(source: str, sizes: Mapping[str, int], policy: Policy) -> int:
     """The bytes to come; raises what is wrong with the list of files."""
-    if not found:
+    if not sizes:
         raise SourceUnreadable(f"{source} has no file that could belong to an adapter")
-    if len(found) > policy.max_members:
-        raise SourceRefused(f"{source} has {len(found)} files: {policy.max_members} are the limit")
-    for item in found:
-        member_parts(source, item.filename)
-    total = sum(item.file_size or 0 for item in found)
+    if len(sizes) > policy.max_members:
+        raise SourceRefused(f"{source} has {len(sizes)} files: {policy.max_members} are the limit")
+    for name in sizes:
+        member_parts(source, name)
+    total = sum(sizes.values())
     if total > policy.max_bytes:
         raise SourceRefused(
             f"{source} is larger than the {policy.max_bytes} bytes that are allowed: "

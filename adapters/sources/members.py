@@ -35,7 +35,7 @@ def _name_problem(name: str) -> str | None:
     if name.startswith("/") or (parts and len(parts[0]) == 2 and parts[0][1] == ":"):
         return "has an absolute path"
     if ".." in parts:
-        return "leads out of the archive by '..'"
+        return "leads out of its directory by '..'"
     encoded = [len(part.encode("utf-8", "surrogateescape")) for part in parts]
     if max(encoded, default=0) > _MAX_PART or sum(encoded) > _MAX_PATH or len(parts) > _MAX_DEPTH:
         return "has a path that is too long"
@@ -45,7 +45,7 @@ def _name_problem(name: str) -> str | None:
 def refused(archive: str, name: str, problem: str) -> SourceRefused:
     """The refusal of one member, by its name."""
     shown = name if len(name) <= 200 else f"{name[:200]}…"
-    return SourceRefused(f"{archive} is not unpacked: its member {shown!a} {problem}")
+    return SourceRefused(f"{archive} is refused: its member {shown!a} {problem}")
 
 
 class Unpacking:

@@ -14,6 +14,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(text)
     for text in (
+        "192.0.0.0/24",  # protocol assignments
         "192.88.99.0/24",  # 6to4 relays
         "::ffff:0:0/96",  # IPv4-mapped
         "::/96",  # IPv4-compatible

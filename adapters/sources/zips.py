@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -42,7 +44,8 @@ def unpack_zip(archive: str, file: BinaryIO, unpacking: Unpacking, policy: Polic
             expanded = 0
             for member in opened.infolist():
                 _check(archive, member)
-                if member.is_dir():
+                # The library's is_dir() stumbles over an empty name.
+                if member.orig_filename.endswith("/"):
                     unpacking.directory(member.orig_filename)
                     continue
                 start = expanded
@@ -53,8 +56,15 @@ def unpack_zip(archive: str, file: BinaryIO, unpacking: Unpacking, policy: Polic
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as fault:
         raise DamagedArtifact(f"{archive} is no intact zip archive: {fault}") from None
-    except (ValueError, OverflowError, UnicodeError) as fault:
+    except (ValueError, OverflowError, struct.error) as fault:
         raise DamagedArtifact(f"{archive} is no intact zip archive: {fault}") from None
+    except OSError as fault:
+        # A place before the file's beginning; everything else is the disk's.
+        if fault.errno != errno.EINVAL:
+            raise
+        raise DamagedArtifact(
+            f"{archive} is no intact zip archive: its offsets are wrong"
+        ) from None
 
 
 def _chunks(
@@ -80,5 +90,5 @@ def _check(archive: str, member: zipfile.ZipInfo) -> None:
         raise refused(archive, name, "is a device, a pipe or a socket")
     if member.compress_type not in _METHODS:
         raise refused(archive, name, "is packed by a method other than deflate")
-    if member.is_dir() and member.file_size:
+    if name.endswith("/") and member.file_size:
         raise refused(archive, name, "is a directory with content of its own")
