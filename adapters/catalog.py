@@ -32,6 +32,8 @@ from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress, Tens
 from adapters.registry.opening import check_store, init_store
 from adapters.registry.reader import KeyRecord
 from adapters.registry.snapshot import Snapshot, load_snapshot, select_version
+from adapters.sources.policy import policy_from_environment
+from adapters.sources.uri import parse_source
 from adapters.store.layout import StoreLayout
 
 if TYPE_CHECKING:
@@ -141,14 +143,16 @@ class Catalog:
         tag: str | None = None,
         format: str | None = None,
         dry_run: bool = False,
+        allow_private_urls: bool = False,
         actor: str = "local",
         on_step: OnStep | None = None,
         progress: Progress | None = None,
     ) -> Registered:
         """Takes an artifact in and makes it a version of `name`; `latest` and `tag` move to it.
 
-        A dry run does all of it but keep the result. `on_step` hears `stage`, `write`, `seal`,
-        `publish`, `commit`, `done` as each begins; `progress` hears (done, total) bytes.
+        `source` is a path or a URL (docs/sources.md). A dry run does all of it but keep the
+        result. `on_step` hears `stage`, `fetch`, `unpack`, `write`, `seal`, `publish`, `commit`,
+        `done` as each begins; `progress` hears (done, total) bytes.
         """
         from adapters.registry.registering import register
 
@@ -156,25 +160,43 @@ class Catalog:
             self.layout,
             self._writer,
             self._intake,
-            Path(source).expanduser().absolute(),
+            parse_source(source),
             name=name,
             base=base,
             tag=tag,
             format=format,
             dry_run=dry_run,
+            policy=policy_from_environment(allow_private=allow_private_urls),
             actor=actor,
             on_step=on_step,
             progress=progress,
         )
 
     def inspect(
-        self, source: str, *, format: str | None = None, base: str | None = None
+        self,
+        source: str,
+        *,
+        format: str | None = None,
+        base: str | None = None,
+        allow_private_urls: bool = False,
+        on_step: OnStep | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         """What an artifact is and whether a base (the named one, or any) would take it."""
+        from adapters.registry.registering import inspect
+
+        address = parse_source(source)
         names = [record.name for record in self.bases()] if base is None else [base]
         bases = [(name, self.base_descriptor(name)) for name in names]
-        return self._intake.examine(
-            Path(source).expanduser().absolute(), bases=bases, format=format
+        return inspect(
+            self.layout,
+            self._intake,
+            address,
+            bases=bases,
+            format=format,
+            policy=policy_from_environment(allow_private=allow_private_urls),
+            on_step=on_step,
+            progress=progress,
         )
 
     def adapters(self) -> list[AdapterRecord]:

@@ -9,7 +9,8 @@
     │   ├── AlreadyExists      a name that is taken by something else
     │   └── InUse              removal refused: a tag, a version or a running engine uses it
     ├── ArtifactError          the artifact as it lies on disk
-    │   ├── SourceUnreadable   missing, no permission, not a directory
+    │   ├── SourceUnreadable   missing, no permission, not a directory, not to be downloaded
+    │   ├── SourceRefused      leads where it may not, or is a trap: escapes, bombs, too large
     │   ├── UnknownFormat · AmbiguousFormat
     │   ├── UnsafePickle       a .bin that wants more than tensors
     │   ├── DamagedArtifact    truncated, non-finite, zero-size, half a pair
@@ -150,9 +151,15 @@ class ArtifactError(AdapterctlError):
 
 
 class SourceUnreadable(ArtifactError):
-    """The source is missing, not readable, or not a directory."""
+    """The source is missing, not readable, not a directory, or cannot be downloaded."""
 
     code = "source_unreadable"
+
+
+class SourceRefused(ArtifactError):
+    """The source leads to a forbidden network, is too large, or is an archive with a trap in it."""
+
+    code = "source_refused"
 
 
 class UnknownFormat(ArtifactError):

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AlreadyExists, BaseNotFound
-from adapters.models import BaseDescriptor, Manifest, Registered
+from adapters.models import BaseDescriptor, Inspection, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
-from adapters.store.durable import full_disk
+from adapters.sources.policy import Policy
+from adapters.sources.schemes import fetch, needs_place, rename, told_as
+from adapters.sources.uri import Address
+from adapters.store.durable import full_disk, store_io
 from adapters.store.layout import StoreLayout
 from adapters.store.locks import store_lock
 from adapters.store.publish import Sealed, Staging, publish, seal, stage
@@ -24,13 +27,14 @@ def register(
     layout: StoreLayout,
     writer: Callable[[], RegistryWriter],
     intake: IntakeProtocol,
-    source: Path,
+    source: Address,
     *,
     name: str,
     base: str,
     tag: str | None,
     format: str | None,
     dry_run: bool,
+    policy: Policy,
     actor: str,
     on_step: OnStep | None,
     progress: Progress | None,
@@ -40,13 +44,19 @@ def register(
     check_name(name)
     tags = [] if tag is None else [check_tag(tag)]
     descriptor = _check_names(layout, name, base)
+    remote = needs_place(source)
     tell("stage")
     with stage(layout) as staging:
+        local = Path(source.text)
+        if remote:
+            local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("write")
-        with full_disk(layout.root):
+        with full_disk(layout.root), told_as(source, local):
             manifest = intake.take_in(
-                source, base=descriptor, staging=staging.files, format=format, progress=progress
+                local, base=descriptor, staging=staging.files, format=format, progress=progress
             )
+        if remote:
+            manifest = manifest.model_copy(update={"source": source.shown})
         tell("seal")
         sealed = seal(layout, staging, base_digest=descriptor.digest)
         if dry_run:
@@ -56,6 +66,45 @@ def register(
         )
     tell("done")
     return _registered(name, base, number, sealed.digest, manifest, pointing, created)
+
+
+def inspect(
+    layout: StoreLayout,
+    intake: IntakeProtocol,
+    source: Address,
+    *,
+    bases: Sequence[tuple[str, BaseDescriptor]],
+    format: str | None,
+    policy: Policy,
+    on_step: OnStep | None,
+    progress: Progress | None,
+) -> Inspection:
+    """See `Catalog.inspect`. Stages only what has to be fetched: a directory needs no writing."""
+    if not needs_place(source):
+        return intake.examine(Path(source.text), bases=bases, format=format)
+    with stage(layout) as staging:
+        tell = on_step or (lambda step: None)
+        local = fetch_into(layout, staging, source, policy, tell, progress)
+        tell("read")
+        found = intake.examine(local, bases=bases, format=format)
+        problems = tuple(rename(problem, source, local) for problem in found.problems)
+        reasons = tuple(rename(reason, source, local) for reason in found.reasons)
+        return found.model_copy(update={"problems": problems, "reasons": reasons})
+
+
+def fetch_into(
+    layout: StoreLayout,
+    staging: Staging,
+    source: Address,
+    policy: Policy,
+    tell: OnStep,
+    progress: Progress | None,
+) -> Path:
+    """The source as a path in the staging directory, which vanishes with it."""
+    place = staging.root / "source"
+    with store_io(layout.root):
+        place.mkdir()
+        return fetch(source, place, policy, tell, progress)
 
 
 def _check_names(layout: StoreLayout, name: str, base: str) -> BaseDescriptor:

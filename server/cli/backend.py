@@ -69,11 +69,18 @@ class Backend(Protocol):
         format: str | None,
         dry_run: bool,
         watch: Watch,
+        allow_private_urls: bool = False,
     ) -> Registered:
         """Check an artifact and make it a version; with `dry_run` only check it."""
 
     def inspect(
-        self, source: str, *, format: str | None, base: str | None, watch: Watch
+        self,
+        source: str,
+        *,
+        format: str | None,
+        base: str | None,
+        watch: Watch,
+        allow_private_urls: bool = False,
     ) -> Inspection:
         """What the artifact is; registers nothing."""
 

@@ -18,6 +18,7 @@ from adapters.models import (
     TagChange,
     VersionRecord,
 )
+from adapters.sources.uri import public_form
 from adapters.store.layout import StoreLayout
 from server.cli.backend import Watch
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
@@ -70,6 +71,7 @@ class LocalBackend:
         format: str | None,
         dry_run: bool,
         watch: Watch,
+        allow_private_urls: bool = False,
     ) -> Registered:
         return self._catalog.register(
             source,
@@ -78,16 +80,30 @@ class LocalBackend:
             tag=tag,
             format=format,
             dry_run=dry_run,
+            allow_private_urls=allow_private_urls,
             actor=self._actor,
             on_step=lambda step: _tell(watch, step),
             progress=watch.progress,
         )
 
     def inspect(
-        self, source: str, *, format: str | None, base: str | None, watch: Watch
+        self,
+        source: str,
+        *,
+        format: str | None,
+        base: str | None,
+        watch: Watch,
+        allow_private_urls: bool = False,
     ) -> Inspection:
-        watch.step(f"reading {source}")
-        return self._catalog.inspect(source, format=format, base=base)
+        watch.step(f"reading {public_form(source)}")
+        return self._catalog.inspect(
+            source,
+            format=format,
+            base=base,
+            allow_private_urls=allow_private_urls,
+            on_step=lambda step: _tell(watch, step),
+            progress=watch.progress,
+        )
 
     def adapters(self) -> Sequence[AdapterRecord]:
         return self._catalog.adapters()
@@ -146,6 +162,9 @@ class LocalBackend:
 
 # What the catalog's steps mean to people; the others are over at once.
 _STEPS = {
+    "fetch": "downloading",
+    "unpack": "unpacking",
+    "read": "reading what it is",
     "write": "checking and converting every tensor",
     "seal": "hashing what will be stored",
     "publish": "storing it",

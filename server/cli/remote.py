@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
-from adapters.errors import InvalidReference, ServerUnreachable
+from adapters.errors import InvalidReference, ServerUnreachable, UsageError
 from adapters.models import (
     AdapterRecord,
     BaseRecord,
@@ -21,6 +21,8 @@ from adapters.models import (
     VersionRecord,
 )
 from adapters.references import check_name, parse_reference
+from adapters.sources.policy import PRIVATE_VARIABLE
+from adapters.sources.uri import completed_source
 from server.cli.backend import Watch
 from server.cli.http import AdminConnection
 from server.gateway.admin_models import Check, GcAnswer, Removed, Shown, StoreInfo, VerifyAnswer
@@ -63,9 +65,11 @@ class RemoteBackend:
         format: str | None,
         dry_run: bool,
         watch: Watch,
+        allow_private_urls: bool = False,
     ) -> Registered:
+        _servers_choice(allow_private_urls)
         body = {
-            "source": _absolute(source),
+            "source": completed_source(source),
             "name": name,
             "base": base,
             "tag": tag,
@@ -75,9 +79,16 @@ class RemoteBackend:
         return self._work("/adapters", body, Registered, watch)
 
     def inspect(
-        self, source: str, *, format: str | None, base: str | None, watch: Watch
+        self,
+        source: str,
+        *,
+        format: str | None,
+        base: str | None,
+        watch: Watch,
+        allow_private_urls: bool = False,
     ) -> Inspection:
-        body = {"source": _absolute(source), "format": format, "base": base}
+        _servers_choice(allow_private_urls)
+        body = {"source": completed_source(source), "format": format, "base": base}
         return self._work("/inspect", body, Inspection, watch)
 
     def adapters(self) -> list[AdapterRecord]:
@@ -142,6 +153,14 @@ class RemoteBackend:
 def _absolute(path: str) -> str:
     # What the user sees from here; the server has another working directory.
     return str(Path(path).expanduser().absolute())
+
+
+def _servers_choice(allow_private_urls: bool) -> None:
+    if allow_private_urls:
+        raise UsageError(
+            "--allow-private-urls is not for the client to say with --server: set "
+            f"{PRIVATE_VARIABLE}=1 where the server is started"
+        )
 
 
 def _segment(text: str) -> str:

@@ -32,7 +32,7 @@ class BaseAdd(Frozen):
 
 
 class RegisterRequest(Frozen):
-    """POST /adapters: `source` is a path on the server's machine."""
+    """POST /adapters: `source` is a path on the server's machine, or a URL it can reach."""
 
     source: str
     name: str
@@ -43,7 +43,7 @@ class RegisterRequest(Frozen):
 
 
 class InspectRequest(Frozen):
-    """POST /inspect: `source` is a path on the server's machine."""
+    """POST /inspect: `source` is a path on the server's machine, or a URL it can reach."""
 
     source: str
     format: str | None = None

@@ -12,6 +12,11 @@ from server.cli.output import clean, emit_json, fields, progress, say, short_dig
 from server.cli.session import Session, pass_session
 
 _SOURCE = click.argument("source", metavar="SOURCE", type=click.Path())
+_PRIVATE = click.option(
+    "--allow-private-urls",
+    is_flag=True,
+    help="Also download from addresses that are not on the public internet.",
+)
 _FORMAT = click.option(
     "--format", metavar="F", help="What the artifact is; by default found out from its files."
 )
@@ -36,6 +41,7 @@ _FORMAT = click.option(
 @click.option("--tag", metavar="T", help="Also point this tag at it; `latest` always moves.")
 @_FORMAT
 @click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
+@_PRIVATE
 @pass_session
 def register(
     session: Session,
@@ -45,11 +51,13 @@ def register(
     tag: str | None,
     format: str | None,
     dry_run: bool,
+    allow_private_urls: bool,
 ) -> None:
     """Check the artifact SOURCE tensor by tensor against BASE and make it a version of NAME.
 
-    SOURCE is a directory; with --server, one on the server's machine. The same content again
-    gives the same version.
+    SOURCE is a directory, a file or an archive (.zip, .tar, .tar.gz, .tgz), on the server's
+    machine with --server; https://HOST/PATH[#sha256=HEX]; or hf:OWNER/REPO[@REV]. The same
+    content again gives the same version.
     """
     try:
         with progress(json_mode=session.json) as shown:
@@ -61,6 +69,7 @@ def register(
                 format=format,
                 dry_run=dry_run,
                 watch=Watch(shown.step, shown.advance),
+                allow_private_urls=allow_private_urls,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -81,15 +90,27 @@ def register(
     help="Check it against this base only; by default against every registered one.",
 )
 @_FORMAT
+@_PRIVATE
 @pass_session
-def inspect(session: Session, source: str, base: str | None, format: str | None) -> None:
+def inspect(
+    session: Session,
+    source: str,
+    base: str | None,
+    format: str | None,
+    allow_private_urls: bool,
+) -> None:
     """Say what the artifact SOURCE is, how it would be served and what is wrong with it.
 
-    Registers nothing. Exits 0 also when the artifact has problems: saying so is the answer.
+    SOURCE is what `adapterctl register` takes. Registers nothing. Exits 0 also when the artifact
+    has problems: saying so is the answer.
     """
     with progress(json_mode=session.json) as shown:
         found = session.backend().inspect(
-            source, format=format, base=base, watch=Watch(shown.step, shown.advance)
+            source,
+            format=format,
+            base=base,
+            watch=Watch(shown.step, shown.advance),
+            allow_private_urls=allow_private_urls,
         )
     if session.json:
         emit_json(found.model_dump(mode="json"))

@@ -1,0 +1,1 @@
+"""Where artifacts come from: directories, archives, URLs, hubs. Imports no tensor library."""
