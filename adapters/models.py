@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -51,6 +51,8 @@ class BaseDescriptor(Frozen):
     # Input and output embedding, of which an adapter may bring a copy:
     # module -> "DTYPE:sha256 of its bytes".
     embedding_weights: dict[str, str] = {}
+    # Where its weights lie now, if at hand; no part of what the base is, so never stored.
+    directory: str | None = Field(default=None, exclude=True)
 
 
 class BaseRecord(Frozen):
