@@ -26,6 +26,7 @@ from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import exact_init, plan_residual
 from adapters.intake.sampled import plan_sampled
+from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_vera
 from adapters.models import BaseDescriptor, Lane
 
@@ -276,6 +277,15 @@ METHODS: tuple[Method, ...] = (
     Method("miss", "MiSS", _tuner("MISS"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", _tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", _tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
+    Method(
+        "vblora-topk",
+        "VB-LoRA",
+        _tensor(r"\.vblora_logits_[AB]_topk_"),
+        Lane.MERGED,
+        "only the chosen vectors were saved (save_only_topk_weights), which is not supported yet; "
+        f"until then {_MERGE}",
+    ),
+    Method("vblora", "VB-LoRA", _tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
     Method(
         "other-tensors",
         "another tuner",
