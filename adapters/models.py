@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -54,6 +54,8 @@ class BaseDescriptor(Frozen):
     # None in bases that were added before these were noted, or where layers differ.
     attention_heads: int | None = None
     key_value_heads: int | None = None
+    # Where its weights lie now, if at hand; no part of what the base is, so never stored.
+    directory: str | None = Field(default=None, exclude=True)
 
 
 class BaseRecord(Frozen):

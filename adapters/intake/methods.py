@@ -24,14 +24,17 @@ from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.miss import plan_miss
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.raw import RawAdapter
+from adapters.intake.residual import exact_init, plan_residual
 from adapters.intake.sampled import plan_sampled
+from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_vera
 from adapters.models import BaseDescriptor, Lane
 
 Evidence = Callable[[RawAdapter], str | None]
 
 # Initialisations that only choose the first A and B; the base stays as it is. lora_ga changes the
-# base during training, the others (PiSSA, OLoRA, CorDA, LoftQ) whenever PEFT loads the adapter.
+# base during training, the others (fast PiSSA, CorDA, LoftQ) whenever PEFT loads the adapter; PiSSA
+# and OLoRA have rows of their own.
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 
 
@@ -93,6 +96,13 @@ def _other_tuner(fate: Fate) -> Evidence:
 def _tuner(kind: str) -> Evidence:
     def look(raw: RawAdapter) -> str | None:
         return f"peft_type {kind}" if raw.config.get("peft_type") == kind else None
+
+    return look
+
+
+def _init(init: str) -> Evidence:
+    def look(raw: RawAdapter) -> str | None:
+        return f"init_lora_weights = '{init}'" if exact_init(raw) == init else None
 
     return look
 
@@ -235,13 +245,15 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         f"it was trained on a base with repeated layers, another model than the base; {_MERGE}",
     ),
+    Method("pissa", "PiSSA", _init("pissa"), Lane.HOT, to_lora=plan_residual),
+    Method("olora", "OLoRA", _init("olora"), Lane.HOT, to_lora=plan_residual),
     Method(
         "pissa-like",
         "LoRA on a changed base",
         _mutated_base,
         Lane.MERGED,
-        "its factors belong to a base that this initialisation changed (PiSSA, OLoRA, CorDA, "
-        "LoftQ, LoRA-GA), so on the original base they are wrong; save it with PEFT's "
+        "its factors belong to a base that this initialisation changed (fast PiSSA, CorDA, LoftQ, "
+        "LoRA-GA), so on the original base they are wrong; save it with PEFT's "
         f"path_initial_model_for_weight_conversion, or {_MERGE}",
     ),
     Method(
@@ -274,6 +286,15 @@ METHODS: tuple[Method, ...] = (
     Method("miss", "MiSS", _tuner("MISS"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", _tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", _tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
+    Method(
+        "vblora-topk",
+        "VB-LoRA",
+        _tensor(r"\.vblora_logits_[AB]_topk_"),
+        Lane.MERGED,
+        "only the chosen vectors were saved (save_only_topk_weights), which is not supported yet; "
+        f"until then {_MERGE}",
+    ),
+    Method("vblora", "VB-LoRA", _tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
     Method(
         "other-tensors",
         "another tuner",

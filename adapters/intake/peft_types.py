@@ -46,7 +46,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "TINYLORA": PeftType("TinyLoRA", Fate.CONVERTIBLE),
     "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.CONVERTIBLE),
     "UNILORA": PeftType("UniLoRA", Fate.CONVERTIBLE),
-    "VBLORA": PeftType("VB-LoRA", Fate.CONVERTIBLE),
+    "VBLORA": PeftType("VB-LoRA", Fate.PLAIN),
     "VERA": PeftType("VeRA", Fate.PLAIN),
     "ADAMSS": PeftType("AdaMSS", Fate.MERGE),
     "BEFT": PeftType("BEFT", Fate.MERGE),

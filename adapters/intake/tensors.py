@@ -50,12 +50,13 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
     return {
-        name: LazyTensor(name, info.dtype, info.shape, partial(_pread, path, name, info))
+        name: LazyTensor(name, info.dtype, info.shape, partial(read_tensor, path, name, info))
         for name, info in header.tensors.items()
     }
 
 
-def _pread(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
+def read_tensor(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
+    """One tensor of a safetensors file, by `pread`."""
     buffer = pread(path, name, info.start, info.end)
     return buffer.view(TORCH_DTYPE[info.dtype]).reshape(info.shape)
 
@@ -254,6 +255,19 @@ def block_diagonal(blocks: list[torch.Tensor]) -> torch.Tensor:
 
 def stacked(parts: list[torch.Tensor], axis: int) -> torch.Tensor:
     return torch.cat(parts, dim=axis)
+
+
+def singular(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, A) with B·A the part of `weight` of its `rank` largest singular values."""
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    root = values[:rank].sqrt()
+    return left[:, :rank] * root, root[:, None] * right[:rank]
+
+
+def triangular(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, A) with B·A of the first `rank` columns of Q and rows of R of `weight`."""
+    q, r = torch.linalg.qr(weight)
+    return q[:, :rank], r[:rank]
 
 
 def generator(seed: int) -> torch.Generator:

@@ -204,15 +204,18 @@ def load_manifest(connection: sqlite3.Connection, name: str, number: int) -> Man
 
 def load_descriptor(connection: sqlite3.Connection, name: str) -> BaseDescriptor | None:
     """A base's descriptor; None if there is no such base, StoreDamaged if it does not parse."""
-    row = connection.execute("SELECT descriptor FROM bases WHERE name = ?", (name,)).fetchone()
+    row = connection.execute(
+        "SELECT descriptor, path FROM bases WHERE name = ?", (name,)
+    ).fetchone()
     if row is None:
         return None
     try:
-        return BaseDescriptor.model_validate_json(row[0])
+        found = BaseDescriptor.model_validate_json(row[0])
     except ValueError:
         raise StoreDamaged(
             f"the descriptor of base '{name}' is damaged: remove the base and add it again"
         ) from None
+    return found.model_copy(update={"directory": row[1]})
 
 
 def load_history(connection: sqlite3.Connection, name: str) -> list[TagChange]:

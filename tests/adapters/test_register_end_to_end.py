@@ -85,6 +85,26 @@ def test_a_peft_adapter_from_disk_to_reference(
     assert catalog.verify().ok
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_an_initialisation_took_out_of_the_base_is_read_from_the_base(
+    init: str, catalog: Catalog, tmp_path: Path
+) -> None:
+    """The registered base's own directory is at hand in inspect and in register."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"], init_lora_weights=init)
+    model = get_peft_model(tiny_llama(16), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    model.save_pretrained(tmp_path / init)
+    source = str(tmp_path / init)
+    inspection = catalog.inspect(source)
+    assert (inspection.method, inspection.rank, inspection.problems) == (init, 8, ())
+    done = catalog.register(source, name="bot", base="tiny")
+    assert (done.method, done.rank, done.lane) == (init, 8, Lane.HOT)
+    # Where the base lies is no part of what is kept of it.
+    assert str(tmp_path) not in catalog.base_descriptor("tiny").model_dump_json()
+
+
 def test_an_adapter_of_another_model_leaves_no_trace(
     catalog: Catalog, adapter: Callable[[int, int], str]
 ) -> None:

@@ -269,7 +269,12 @@ BAD: dict[str, Bad] = {
     "pissa": Bad(
         with_config(init_lora_weights="pissa_niter_16"), NotHotServable, ("pissa_niter_16",)
     ),
-    "olora": Bad(with_config(init_lora_weights="olora"), NotHotServable, ("olora",)),
+    "olora-without-the-base": Bad(
+        with_config(init_lora_weights="OLoRA"), NotHotServable, ("OLoRA needs the base's own",)
+    ),
+    "pissa-without-the-base": Bad(
+        with_config(init_lora_weights="pissa"), NotHotServable, ("PiSSA needs the base's own",)
+    ),
     "corda": Bad(with_config(init_lora_weights="corda"), NotHotServable, ("corda",)),
     "loftq": Bad(with_config(init_lora_weights="loftq"), NotHotServable, ("loftq",)),
     "qalora": Bad(with_config(use_qalora=True), NotHotServable, ("QA-LoRA",)),

@@ -65,9 +65,12 @@ class Right:
         return self.spoilt(lambda tensors, _: tensors.update({q0(part): torch.ones(shape)}))
 
 
+_SHARED = ("vera_A", "vera_B", "vblora_vector_bank")
+
+
 def q0(part: str) -> str:
     """A part's name in the file; the shared ones have no module."""
-    return f"base_model.{part}" if part in ("vera_A", "vera_B") else f"{PREFIX}{Q0}.{part}"
+    return f"base_model.{part}" if part in _SHARED else f"{PREFIX}{Q0}.{part}"
 
 
 def drop(tensors: Tensors, part: str) -> None:
@@ -167,6 +170,14 @@ RIGHT |= {
         },
     ),
 }
+RIGHT["vblora"] = Right(
+    {"peft_type": "VBLORA", "r": 4, "num_vectors": 6, "vector_length": 8, "topk": 2},
+    lambda spec: {
+        "vblora_logits_A": (4, spec.in_features // 8, 6),
+        "vblora_logits_B": (spec.out_features // 8, 4, 6),
+    },
+    lambda base: {"vblora_vector_bank": (6, 8)},
+)
 
 
 # The tensor of each that has the base's outputs as rows, and the class a wrong number of them is.
@@ -179,6 +190,7 @@ _OUTPUTS = {
     "gralora": ("gralora_B", InvalidConfig),
     "delora": ("delora_B", BaseMismatch),
     "bdlora": ("lora_B.weight", BaseMismatch),
+    "vblora": ("vblora_logits_B", InvalidConfig),
 }
 
 
@@ -236,7 +248,7 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
     }
 
 
-_ADALORA, _VERA, _LOHA, _LOKR, _MISS, _GRALORA, _DELORA, _BDLORA = RIGHT.values()
+_ADALORA, _VERA, _LOHA, _LOKR, _MISS, _GRALORA, _DELORA, _BDLORA, _VBLORA = RIGHT.values()
 
 
 def _blocks(**values: Any) -> Callable[..., None]:
@@ -319,5 +331,23 @@ BAD_TUNERS: dict[str, Bad] = {
     "bdlora-none": Bad(_blocks(target_modules_bd_b=["v_proj"]), InvalidConfig, ("names none",)),
     "bdlora-no-list": Bad(
         _blocks(target_modules_bd_a="o_proj"), InvalidConfig, ("must be a list of names",)
+    ),
+    "vblora-no-bank": Bad(
+        _VBLORA.without("vblora_vector_bank"), DamagedArtifact, ("0 tensors vblora_vector_bank",)
+    ),
+    "vblora-bank-nan": Bad(
+        _VBLORA.changed("vblora_vector_bank", not_a_number), DamagedArtifact, ("bank", "1 NaN")
+    ),
+    "vblora-bank-too-small": Bad(
+        _VBLORA.changed("vblora_vector_bank", narrower), InvalidConfig, ("bank", "must be [6, 8]")
+    ),
+    "vblora-topk-7": Bad(_VBLORA.config_with(topk=7), InvalidConfig, ("topk is 7", "6 vectors")),
+    "vblora-length-7": Bad(
+        _VBLORA.config_with(vector_length=7), InvalidConfig, ("vector_length is 7", "divide")
+    ),
+    "vblora-only-topk": Bad(
+        _VBLORA.extra("vblora_logits_A_topk_indices", 4, 4, 2),
+        NotHotServable,
+        ("save_only_topk_weights",),
     ),
 }

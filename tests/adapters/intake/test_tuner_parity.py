@@ -109,6 +109,13 @@ KINDS: dict[str, Kind] = {
     "delora-pattern": Kind(
         "DeloraConfig", {"r": 4, "rank_pattern": {"q_proj": 7}}, "delora", 7, "lambda"
     ),
+    "vblora": Kind(
+        "VBLoRAConfig",
+        {"r": 5, "num_vectors": 12, "vector_length": 8, "topk": 3},
+        "vblora",
+        5,
+        "1",
+    ),
     "bdlora": Kind(
         "LoraConfig",
         {
@@ -168,6 +175,8 @@ def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         if (parameter.requires_grad or "lora_" in name) and "ranknum" not in name:
             torch.nn.init.normal_(parameter, std=0.25)
+            if "vector_bank" in name:
+                parameter.data *= 3
             if "delora_lambda" in name:
                 # It bounds the norm of the change: a small one makes all else small.
                 parameter.data += 4

@@ -1,0 +1,39 @@
+"""A base's weights, one tensor at a time, for methods whose meaning depends on them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.bases.digest import digest_of
+from adapters.bases.shards import BaseFiles, open_base
+from adapters.errors import BaseError
+from adapters.models import BaseDescriptor
+
+if TYPE_CHECKING:
+    from adapters.bases.headers import TensorInfo
+
+
+class BaseWeights:
+    """Where the tensors of a base lie. Its files are opened, and proved to be those that were
+    registered, when the first tensor is asked for."""
+
+    def __init__(self, base: BaseDescriptor, directory: Path):
+        self._base = base
+        self._directory = directory
+
+    @cached_property
+    def _files(self) -> BaseFiles:
+        files = open_base(self._directory)
+        if digest_of(files) != self._base.digest:
+            raise BaseError(
+                f"the base in {self._directory} is not the one that was registered: its files have "
+                "changed; add it again under another name"
+            )
+        return files
+
+    def place(self, module: str) -> tuple[Path, TensorInfo] | None:
+        """The file with `module`'s weight and where in it; None if no file has it by that name."""
+        found = self._files.tensors().get(f"{module}.weight")
+        return None if found is None else (self._files.root / found[0], found[1])
