@@ -12,6 +12,9 @@ from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
+from tests.adapters.intake.bad_formats import BAD_FORMATS, GOOD
+
+ALL_BAD = BAD | BAD_FORMATS
 
 
 @pytest.fixture
@@ -27,11 +30,11 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patterns, "MAX_SECONDS", 0.5)
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", ALL_BAD)
 def test_is_refused_by_name(
     name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
 ) -> None:
-    bad = BAD[name]
+    bad = ALL_BAD[name]
     folder = tmp_path / "artifact"
     folder.mkdir()
     bad(folder, llama)
@@ -45,11 +48,11 @@ def test_is_refused_by_name(
     assert len(refused.value.message) < 700
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", ALL_BAD)
 def test_examine_tells_the_same_and_raises_nothing(
     name: str, llama: BaseDescriptor, tmp_path: Path
 ) -> None:
-    bad = BAD[name]
+    bad = ALL_BAD[name]
     folder = tmp_path / "artifact"
     folder.mkdir()
     bad(folder, llama)
@@ -75,6 +78,16 @@ def test_the_unspoilt_artifact_is_taken(
     assert manifest.rank == 4
     assert manifest.scale == "alpha/r = 8/4 = 2"
     assert manifest.targets == ("k_proj", "o_proj", "q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_unspoilt_artifacts_of_other_formats_are_taken(
+    name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
+) -> None:
+    (tmp_path / "artifact").mkdir()
+    GOOD[name](tmp_path / "artifact", llama)
+    manifest = take_in(tmp_path / "artifact", base=llama, staging=staging, format=None)
+    assert manifest.format == name
 
 
 def test_no_refusal_says_what_another_artifact_says(llama: BaseDescriptor, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def targets_of(kind: str, dora: bool) -> list[str]:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(torch.tensor(TOKENS)).clone()
+        found: torch.Tensor = model(torch.tensor(TOKENS))
+    return found.clone()
 
 
 def train(model: Any) -> None:
@@ -78,7 +79,7 @@ def train(model: Any) -> None:
         tokens = torch.randint(3, VOCABULARY, (4, 24), generator=generator)
         found = model(tokens[:, :-1])
         loss = torch.nn.functional.cross_entropy(found.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 
