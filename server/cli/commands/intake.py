@@ -48,8 +48,8 @@ def register(
 ) -> None:
     """Check the artifact SOURCE tensor by tensor against BASE and make it a version of NAME.
 
-    SOURCE is a directory; with --server, one on the server's machine. The same content again
-    gives the same version.
+    SOURCE is a directory, or a GGUF file; with --server, one on the server's machine. The same
+    content again gives the same version.
     """
     try:
         with progress(json_mode=session.json) as shown:
