@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from adapters.errors import DamagedArtifact, SourceUnreadable
 
-MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 32_000_000
 _SCALARS = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i",
     6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
@@ -123,6 +123,10 @@ def _value(cursor: _Cursor, kind: int, *, nested: bool = False) -> Any:
     if kind != _ARRAY or nested:
         raise damaged(cursor.name, f"is damaged: a value of the unknown type {kind}")
     item, count = cursor.number("<I"), cursor.number("<Q")
+    if item in _SCALARS:
+        size = struct.calcsize(_SCALARS[item])
+        data = cursor.take(count * size)[: _KEPT_ITEMS * size]
+        return [value for (value,) in struct.iter_unpack(_SCALARS[item], data)]
     kept = []
     for index in range(count):
         value = _value(cursor, item, nested=True)

@@ -200,13 +200,6 @@ def whole_model(folder: Path, base: BaseDescriptor) -> None:
     save_file({"model.embed_tokens.weight": torch.zeros(4, 4)}, folder / "model.safetensors")
 
 
-def mlx(folder: Path, base: BaseDescriptor) -> None:
-    write_good(folder, base)
-    (folder / WEIGHTS).rename(folder / "adapters.safetensors")
-    text = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 4, "scale": 20}}
-    (folder / "adapter_config.json").write_text(json.dumps(text))
-
-
 def changed_embedding(folder: Path, base: BaseDescriptor) -> None:
     tensors, config = adapter_parts(base)
     embedding = next(spec for spec in base.modules if spec.kind == "embedding")

@@ -43,7 +43,6 @@ from tests.adapters.intake.artifact_builders import (
     edited,
     expanded_pickle,
     half_pickle,
-    mlx,
     moved_to,
     random_head,
     renamed,
@@ -319,7 +318,6 @@ BAD: dict[str, Bad] = {
     "empty-directory": Bad(lambda folder, base: None, UnknownFormat, ("no files",)),
     "a-file": Bad(with_files(lambda folder: None), SourceUnreadable, ("is a file",), WEIGHTS),
     "whole-model": Bad(whole_model, UnknownFormat, ("whole model", "base add")),
-    "mlx": Bad(mlx, UnknownFormat, ("MLX", "not supported yet")),
     "no-weights": Bad(
         with_files(lambda folder: (folder / WEIGHTS).unlink()), DamagedArtifact, ("neither",)
     ),

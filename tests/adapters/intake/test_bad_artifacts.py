@@ -12,9 +12,10 @@ from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
+from tests.adapters.intake.bad_formats import BAD_FORMATS, GOOD
 from tests.adapters.intake.bad_tuners import BAD_TUNERS, RIGHT
 
-ALL = {**BAD, **BAD_TUNERS}
+ALL = BAD | BAD_TUNERS | BAD_FORMATS
 
 
 @pytest.fixture
@@ -78,6 +79,16 @@ def test_the_unspoilt_artifact_is_taken(
     assert manifest.rank == 4
     assert manifest.scale == "alpha/r = 8/4 = 2"
     assert manifest.targets == ("k_proj", "o_proj", "q_proj", "v_proj")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_unspoilt_artifacts_of_other_formats_are_taken(
+    name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
+) -> None:
+    (tmp_path / "artifact").mkdir()
+    GOOD[name](tmp_path / "artifact", llama)
+    manifest = take_in(tmp_path / "artifact", base=llama, staging=staging, format=None)
+    assert manifest.format == name
 
 
 @pytest.mark.parametrize("name", RIGHT)

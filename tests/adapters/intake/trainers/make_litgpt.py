@@ -62,7 +62,9 @@ def litgpt_config() -> Config:
 def write_checkpoint(folder: Path, base: Path) -> None:
     """The base as LitGPT keeps it, by LitGPT's own conversion, with a tokenizer of digits."""
     folder.mkdir(parents=True)
-    config, qkv, state = litgpt_config(), {}, {}
+    config = litgpt_config()
+    qkv: dict[int, Any] = {}
+    state: dict[str, torch.Tensor] = {}
     copy_weights_hf_llama(config, qkv, state, load_file(base / "model.safetensors"))
     torch.save(state, folder / "lit_model.pth")
     save_config(config, folder)
@@ -111,7 +113,8 @@ def logits(checkpoint: Path, adapter: Path | None, adapted: tuple[str, ...]) -> 
         state |= torch.load(adapter, weights_only=True)["model"]
     model.load_state_dict(state, strict=True)
     with torch.inference_mode():
-        return model(torch.tensor(TOKENS)).clone()
+        found: torch.Tensor = model(torch.tensor(TOKENS))
+    return found.clone()
 
 
 def main() -> None:

@@ -47,7 +47,8 @@ class Lines:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> list[int]:
-        return self._lines[index]
+        line: list[int] = self._lines[index]
+        return line
 
     def process(self, line: list[int]) -> tuple[list[int], int]:
         return line, 0

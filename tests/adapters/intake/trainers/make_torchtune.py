@@ -20,7 +20,12 @@ from safetensors.torch import save_file
 from torchtune import training
 from torchtune.models.llama3 import lora_llama3
 from torchtune.models.qwen2 import lora_qwen2
-from torchtune.modules.peft import get_adapter_params, get_adapter_state_dict, set_trainable_params
+from torchtune.modules.peft import (
+    get_adapter_params,
+    get_adapter_state_dict,
+    get_lora_module_names,
+    set_trainable_params,
+)
 from torchtune.training import FullModelHFCheckpointer
 
 from tests.adapters.intake.trainers.tiny_base import TOKENS, VOCABULARY, config_of, write_base
@@ -59,14 +64,16 @@ def build(kind: str, dora: bool) -> Any:
 
 
 def targets_of(kind: str, dora: bool) -> list[str]:
-    if dora:
-        return ["q_proj"]
-    return [*MODULES, "w1", "w2", "w3"] if kind == "llama" else MODULES
+    """As torchtune's recipes fill the config in."""
+    whole = kind == "llama" and not dora
+    found: list[str] = get_lora_module_names(["q_proj"] if dora else MODULES, whole, whole)
+    return found
 
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(torch.tensor(TOKENS)).clone()
+        found: torch.Tensor = model(torch.tensor(TOKENS))
+    return found.clone()
 
 
 def train(model: Any) -> None:
@@ -78,7 +85,7 @@ def train(model: Any) -> None:
         tokens = torch.randint(3, VOCABULARY, (4, 24), generator=generator)
         found = model(tokens[:, :-1])
         loss = torch.nn.functional.cross_entropy(found.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 
