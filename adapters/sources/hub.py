@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
@@ -31,7 +30,7 @@ def fetch_repository(source: str, place: Path, policy: Policy, progress: Progres
     target = place / repository.partition("/")[2]
     target.mkdir()
     with _hub_errors(source):
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import HfApi, hf_hub_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
@@ -41,17 +40,18 @@ def fetch_repository(source: str, place: Path, policy: Policy, progress: Progres
         )
         sizes = _wanted({file.rfilename: file.size or 0 for file in found.siblings or ()})
         total = _judge(source, sizes, policy)
-        # The very commit and files that were judged: a branch may move meanwhile.
+        # The very commit and files that were judged: a branch may move meanwhile. One by one and
+        # not as a snapshot, whose threads would keep a Ctrl-C waiting for their files' ends.
         with _progress(target, total, progress):
-            snapshot_download(
-                repository,
-                revision=found.sha,
-                endpoint=endpoint,
-                allow_patterns=[glob.escape(name) for name in sizes],
-                cache_dir=place / ".hub",
-                local_dir=target,
-                max_workers=4,
-            )
+            for name in sizes:
+                hf_hub_download(
+                    repository,
+                    name,
+                    revision=found.sha,
+                    endpoint=endpoint,
+                    cache_dir=place / ".hub",
+                    local_dir=target,
+                )
     shutil.rmtree(target / ".cache", ignore_errors=True)
     return target
 

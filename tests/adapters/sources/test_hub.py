@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from adapters.errors import UsageError
 from adapters.sources.hub import fetch_repository
 from adapters.sources.policy import Policy
 from tests.adapters.sources.hub_server import COMMIT, serve_repository
-from tests.adapters.sources.web import Web, status
+from tests.adapters.sources.web import Request, Web, status
 
 WEIGHTS = os.urandom(200_000)
 FILES = {
@@ -136,6 +139,33 @@ def test_what_is_no_repository(source: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="write hf:OWNER/REPO"):
         fetch_repository(source, tmp_path, Policy(), None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_does_not_wait_for_the_hub(web: Web, tmp_path: Path) -> None:
+    serve_repository(web, "owner/repo", FILES)
+    begun = threading.Event()
+
+    def stall(request: Request) -> None:
+        begun.set()
+        time.sleep(30)
+
+    weights = f"/owner/repo/resolve/{COMMIT}/adapter_model.safetensors"
+    web.serve(weights, web.answers[weights][0], stall)
+    (tmp_path / "work").mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CODE, "hf:owner/repo", str(tmp_path / "work"), "1000000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=kept
+        | {"HF_HOME": str(tmp_path / ".home"), "HF_ENDPOINT": web.url}
+        | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert begun.wait(60)
+    sent = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=60) != 0
+    assert time.monotonic() - sent < 5
 
 
 def test_a_commit_is_asked_for_as_it_is(web: Web, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +51,9 @@ class Request(http.server.BaseHTTPRequestHandler):
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that hang up are what is being tested
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Request)
         self.answers: dict[str, list[Answer]] = {}
@@ -71,13 +75,19 @@ class Web:
 
 
 @contextlib.contextmanager
-def web_server() -> Iterator[Web]:
+def web_server(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
     server = _Server()
+    if tls is not None:
+        # The handshake in the request's thread: one that fails is not the server's business.
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         port = server.server_address[1]
-        yield Web(f"http://127.0.0.1:{port}", server.answers, server.seen)
+        scheme = "http" if tls is None else "https"
+        yield Web(f"{scheme}://127.0.0.1:{port}", server.answers, server.seen)
     finally:
         server.shutdown()
         server.server_close()
