@@ -15,6 +15,7 @@ from demo.expectations import EXPECTATIONS, MAX_TOKENS
 from demo.prepare import ARTIFACTS
 from loadtests.live import LiveServer, run_cli
 from tests.adapters.intake.bad_artifacts import BAD
+from tests.adapters.intake.bad_formats import BAD_FORMATS
 
 PROMPT = "What is the capital of France?"
 SEEN_WITHIN = 1.0
@@ -127,7 +128,7 @@ def test_no_bad_artifact_gets_in_and_the_server_answers_right_after_all(
     with Catalog.open(live.store) as catalog:
         descriptor = catalog.base_descriptor("smollm2")
         before = [adapter.name for adapter in catalog.adapters()]
-        for name, bad in BAD.items():
+        for name, bad in (BAD | BAD_FORMATS).items():
             folder = tmp_path / name
             folder.mkdir()
             bad(folder, descriptor)
