@@ -55,7 +55,7 @@ class AdminConnection:
             response = self._send("POST", path, body, {**self._headers, "Accept": EVENTS})
             if not (response.getheader("Content-Type") or "").startswith(EVENTS):
                 return self._document(response.status, response.read())
-            for line in response:
+            for line in _until_gone(response):
                 event = self._json(line)
                 if "step" in event:
                     watch.step(str(event["step"]))
@@ -121,6 +121,14 @@ class AdminConnection:
             raise ServerUnreachable(
                 f"the connection to {self.url} broke: {reason or type(error).__name__}"
             ) from None
+
+
+def _until_gone(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """The lines of an answer; a server that is gone may show as its end or as a reset."""
+    try:
+        yield from response
+    except (ConnectionError, http.client.IncompleteRead):
+        return
 
 
 def _set_timeout(connection: http.client.HTTPConnection, seconds: float) -> None:
