@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters.models import BaseDescriptor, Inspection, Manifest
+from adapters.registry.heavy_import import interrupt_deferred
 
 Progress = Callable[[int, int], None]
 OnStep = Callable[[str], None]
@@ -57,7 +58,8 @@ class TensorIntake:
         format: str | None,
     ) -> Inspection:
         """See IntakeProtocol."""
-        from adapters.intake.pipeline import examine
+        with interrupt_deferred():
+            from adapters.intake.pipeline import examine
 
         return examine(source, bases=bases, format=format)
 
@@ -71,6 +73,7 @@ class TensorIntake:
         progress: Progress | None = None,
     ) -> Manifest:
         """See IntakeProtocol."""
-        from adapters.intake.pipeline import take_in
+        with interrupt_deferred():
+            from adapters.intake.pipeline import take_in
 
         return take_in(source, base=base, staging=staging, format=format, progress=progress)
