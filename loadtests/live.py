@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +113,6 @@ class LiveServer:
                 tail = self._log.read_text(errors="replace")[-3000:]
                 raise AssertionError(f"{otherwise} (exit {ended}):\n{tail}")
             time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One finished answer: its text, its tokens' log-probabilities, what answered."""
-
-    text: str
-    tokens: tuple[str, ...]
-    best: tuple[dict[str, float], ...]
 
 
 def run_cli(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -57,8 +57,7 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 def read_tensor(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
     """One tensor of a safetensors file, by `pread`."""
-    buffer = pread(path, name, info.start, info.end)
-    return buffer.view(TORCH_DTYPE[info.dtype]).reshape(info.shape)
+    return viewed(pread(path, name, info.start, info.end), info.dtype, info.shape)
 
 
 def pread(path: Path, name: str, start: int, end: int) -> torch.Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import threading
 from pathlib import Path
 
@@ -29,7 +28,6 @@ RESOLVER_NAME = "adapterctl"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
-_ENGINE_NAME = re.compile(r"sha256-[0-9a-f]{64}")
 # Far above any adapter's header and config; keeps a damaged length from being read into memory.
 _HEADER_LIMIT = 64 * 1024 * 1024
 _CONFIG_LIMIT = 4 * 1024 * 1024
@@ -65,8 +63,6 @@ class StoreResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is untyped here
         Reads disk and may wait for the store's lock: not for the event loop. Raises
         AdapterctlError or OSError when the version cannot be served.
         """
-        if not _ENGINE_NAME.fullmatch(lora_name):
-            return None
         digest = digest_of_engine_name(lora_name)
         if digest is None:
             return None
