@@ -11,6 +11,7 @@ A closed stdin is also what the child sees when the server is killed: no orphan 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -90,8 +91,7 @@ class JobRunner:
         child = await _start()
         complaint = asyncio.ensure_future(_tail(child))
         try:
-            assert child.stdin is not None
-            child.stdin.write(json.dumps(order).encode() + b"\n")
+            _hand_over(child, order)
             async with aclosing(_read(child)) as events:
                 async for event in events:
                     if "error" in event:
@@ -135,6 +135,14 @@ async def _start() -> Process:
         # Ctrl-C in the server's terminal is for the server, which then stops its children.
         start_new_session=True,
     )
+
+
+def _hand_over(child: Process, order: Event) -> None:
+    assert child.stdin is not None
+    # A child that is dead already (killed for its memory, say) has closed the pipe, which uvloop
+    # shows as a RuntimeError; how it ended is then told from its output's end.
+    with contextlib.suppress(RuntimeError, OSError):
+        child.stdin.write(json.dumps(order).encode() + b"\n")
 
 
 async def _read(child: Process) -> AsyncGenerator[Event]:

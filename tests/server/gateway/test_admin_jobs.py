@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -9,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from asyncio.subprocess import Process
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
+import uvloop
 
 from adapters.catalog import Catalog
+from adapters.errors import AdapterctlError
+from server.gateway import admin_jobs
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
 
@@ -140,6 +145,28 @@ def test_a_killed_worker_is_a_clear_error(server: str, tiny: TinyArtifacts) -> N
     assert CommandLine(("--server", server)).ok(
         "register", str(tiny.first), "--name", "after", "--base", "tiny"
     )["created"]
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_a_worker_killed_before_its_order_is_a_clear_error(
+    runner: Callable[[Coroutine[Any, Any, Any]], Any],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = admin_jobs._start
+
+    async def started_and_killed() -> Process:
+        child = await start()
+        child.kill()
+        await child.wait()
+        # The loop notices the closed pipe, as it does on a busy machine.
+        await asyncio.sleep(0.1)
+        return child
+
+    monkeypatch.setattr(admin_jobs, "_start", started_and_killed)
+    job = admin_jobs.JobRunner(store, lambda: None).result("verify", None, "test")
+    with pytest.raises(AdapterctlError, match="killed by signal 9"):
+        runner(job)
 
 
 def test_two_at_once_take_turns(server: str, tiny: TinyArtifacts) -> None:
