@@ -1,0 +1,99 @@
+"""What a merge does to the base's weights: one `Edit` a parameter, all that the merged lane needs.
+
+A method that no plain LoRA expresses is planned as a `MergePlan`: checked tensor by tensor from
+headers alone, like a `LoraPlan`, and carried out later, one parameter at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapters.errors import ArtifactError
+from adapters.intake.lora import LoraPair
+from adapters.intake.raw import LazyTensor
+from adapters.models import ModuleSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One parameter of the base becomes another.
+
+    `apply(old, *inputs)` gives the new value in `old`'s dtype (fp32 in a merge, fp64 in proofs);
+    the inputs come in the same dtype. `old` is the base's parameter `reads`; with None there is
+    none and it is `apply(*inputs)`. Edits of one parameter are applied one after the other, each
+    on the result of the one before. `module` names the module for messages.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    inputs: tuple[LazyTensor, ...]
+    apply: Callable[..., torch.Tensor]
+    reads: str | None
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What the merge will do, or why not; `edits` holds what is right even beside problems.
+
+    `uses` are the artifact's tensors by their name in the stored form (PEFT's, with its prefix and
+    without an adapter's name in it); `config` is its config reduced to what changes the result.
+    `base_config` are keys of the base's config.json that the merged model has otherwise.
+    """
+
+    edits: tuple[Edit, ...]
+    uses: Mapping[str, LazyTensor]
+    config: Mapping[str, Any]
+    problems: tuple[ArtifactError, ...]
+    notes: tuple[str, ...]
+    reason: str
+    scale: str = ""
+    # The rank of its LoRA part, or of what stands for a rank in the method; None without one.
+    rank: int | None = None
+    # Full copies of base weights to compare before anything is written.
+    copies: tuple[Callable[[], None], ...] = ()
+    base_config: Mapping[str, Any] = field(default_factory=dict)
+    # Tokenizer files that take the place of the base's.
+    files: tuple[Path, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.count for tensor in self.uses.values())
+
+
+def edits_of_pairs(pairs: Sequence[LoraPair]) -> tuple[Edit, ...]:
+    """Plain LoRA as edits: W + B·A, in the layout in which the base keeps W."""
+    return tuple(_edit(pair) for pair in pairs)
+
+
+def weight_of(spec: ModuleSpec) -> tuple[str, tuple[int, int]]:
+    """The module's weight in the checkpoint: its name and shape."""
+    shape = (spec.out_features, spec.in_features)
+    return f"{spec.name}.weight", shape if spec.kind == "linear" else shape[::-1]
+
+
+def _edit(pair: LoraPair) -> Edit:
+    spec = pair.module
+    name, shape = weight_of(spec)
+    a = LazyTensor(pair.a_name, "F64", (pair.rank, spec.in_features), pair.load_a)
+    b = LazyTensor(pair.b_name, "F64", (spec.out_features, pair.rank), pair.load_b)
+    return Edit(
+        parameter=name,
+        shape=shape,
+        inputs=(a, b),
+        apply=partial(_add_product, spec.kind != "linear"),
+        reads=name,
+        module=spec.name,
+    )
+
+
+def _add_product(turned: bool, old: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    delta = b @ a
+    return old + (delta.T if turned else delta)
