@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from adapters.compositions import Part, Recipe
 from adapters.errors import (
     AdapterNotFound,
     AlreadyExists,
@@ -167,6 +168,39 @@ class Catalog:
             format=format,
             dry_run=dry_run,
             policy=policy_from_environment(allow_private=allow_private_urls),
+            actor=actor,
+            on_step=on_step,
+            progress=progress,
+        )
+
+    def compose(
+        self,
+        parts: Sequence[Part],
+        recipe: Recipe,
+        *,
+        name: str | None,
+        tag: str | None = None,
+        dry_run: bool = False,
+        actor: str = "local",
+        on_step: OnStep | None = None,
+        progress: Progress | None = None,
+    ) -> Registered:
+        """Makes versions of one base into a new version of `name` (None: named by the parts).
+
+        `progress` hears (done, total) modules. Raises NotHotServable for a part of the merged lane,
+        BaseMismatch for parts of several bases.
+        """
+        from adapters.registry.composing import compose
+
+        return compose(
+            self.layout,
+            self._writer,
+            self._intake,
+            parts,
+            recipe,
+            name=name,
+            tag=tag,
+            dry_run=dry_run,
             actor=actor,
             on_step=on_step,
             progress=progress,
