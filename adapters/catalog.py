@@ -146,6 +146,7 @@ class Catalog(BaseCatalog):
             self.layout,
             self._writer,
             self._intake,
+            self.snapshot(),
             parts,
             recipe,
             name=name,

@@ -10,10 +10,9 @@ from adapters.compositions import Component, Part, Recipe, check_components, che
 from adapters.errors import AdapterNotFound, BaseMismatch, NotHotServable, UsageError
 from adapters.models import Lane, Registered
 from adapters.references import check_name, check_tag
-from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
 from adapters.registry.registering import check_names, finish
-from adapters.registry.snapshot import Snapshot, load_snapshot
+from adapters.registry.snapshot import Snapshot
 from adapters.store.durable import full_disk
 from adapters.store.layout import StoreLayout
 from adapters.store.publish import stage
@@ -59,6 +58,7 @@ def compose(
     layout: StoreLayout,
     writer: Callable[[], RegistryWriter],
     intake: IntakeProtocol,
+    snapshot: Snapshot,
     parts: Sequence[Part],
     recipe: Recipe,
     *,
@@ -72,8 +72,7 @@ def compose(
     """See `Catalog.compose`."""
     tell = on_step or (lambda step: None)
     tags = [] if tag is None else [check_tag(tag)]
-    with reader.reading(layout.root) as connection:
-        base, components = resolve_parts(load_snapshot(connection), parts)
+    base, components = resolve_parts(snapshot, parts)
     target = mix_name(components) if name is None else check_name(name)
     descriptor = check_names(layout, target, base)
     sources: list[tuple[Component, Path]] = [(c, layout.blob(c.digest)) for c in components]
