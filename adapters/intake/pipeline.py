@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters.errors import ArtifactError, DamagedArtifact, NotHotServable
+from adapters.intake.base_names import quantized_note, same_model
 from adapters.intake.canonical import ProvedPair, keep, prove, write_canonical
 from adapters.intake.findings import Findings
 from adapters.intake.formats import read_artifact
@@ -105,14 +106,15 @@ def _best_fit(
             return _inspection(raw, method, problems=(fault.message,))
     hint = raw.provenance.base_by_trainer
     name, base, plan = min(
-        plans, key=lambda item: (len(item[2].problems), not _same_model(item[0], hint))
+        plans, key=lambda item: (len(item[2].problems), not same_model(item[0], hint))
     )
     faults = plan.problems or _value_faults(plan, base)
     fits = [other for other, _, its in plans if not its.problems]
     reasons = [] if faults else list(_hot_reasons(plan, base))
+    reasons.extend(quantized_note(hint))
     if len(fits) > 1:
         reasons.append(f"its shapes also fit: {', '.join(n for n in fits if n != name)}")
-    if not _same_model(name, hint) and any(_same_model(other, hint) for other, _ in bases):
+    if not same_model(name, hint) and any(same_model(other, hint) for other, _ in bases):
         reasons.append(f"its trainer named another base: {hint}")
     return _inspection(
         raw,
@@ -138,11 +140,6 @@ def _hot_reasons(plan: LoraPlan, base: BaseDescriptor) -> tuple[str, ...]:
         f"its rank {rank} needs an engine of at least that maximum rank, which then allocates it "
         f"in every slot: {cost} a slot for these modules",
     )
-
-
-def _same_model(name: str, hint: str | None) -> bool:
-    """Does the trainer's `base_model_name_or_path` end in this base's name?"""
-    return hint is not None and hint.rstrip("/").rpartition("/")[2].lower() == name.lower()
 
 
 def _lane(faults: Sequence[ArtifactError]) -> Lane | None:
