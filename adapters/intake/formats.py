@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, litgpt, mlx, peft, torchtune
+from adapters.intake import gguf, kohya, litgpt, mlx, peft, torchtune
 from adapters.intake.foreign import foreign_refusal
 from adapters.intake.locate import Listing, explain_unknown, locate
 from adapters.intake.raw import RawAdapter
@@ -41,6 +41,7 @@ FORMATS: tuple[Format, ...] = (
     Format("gguf", "one .gguf file", gguf.recognises, gguf.read),
     Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read),
     Format("torchtune", "adapter_model.pt", torchtune.recognises, torchtune.read),
+    Format("kohya", "one .safetensors with lora_….lora_down.weight", kohya.recognises, kohya.read),
 )
 
 SUPPORTED = ", ".join(f"{row.name} ({row.files})" for row in FORMATS)
