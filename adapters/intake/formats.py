@@ -1,7 +1,7 @@
 """How trainers write artifacts on disk: one row a format.
 
-A new format is one file with `recognises` and `read`, and one row here. Formats that are known by
-name but not read yet have a row in NOT_YET, so that the answer is a name and not a riddle.
+A new format is one file with `recognises` and `read`, and one row here. What is known by name but
+not read has a row in foreign.py, so that the answer is a name and what to do, and not a riddle.
 """
 
 from __future__ import annotations
@@ -11,32 +11,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, litgpt, mlx, peft, torchtune
+from adapters.intake import gguf, kohya, litgpt, mlx, peft, torchtune
+from adapters.intake.foreign import foreign_refusal
 from adapters.intake.locate import Listing, explain_unknown, locate
 from adapters.intake.raw import RawAdapter
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A row: the name users write after --format, how it shows, and its reader."""
+    """A row: the name users write after --format, its files, how it shows, and its reader.
+
+    `recognises` looks at names, and at headers if it must, and raises nothing.
+    """
 
     name: str
+    files: str
     recognises: Callable[[Listing], bool]
     read: Callable[[Listing], RawAdapter]
 
 
 FORMATS: tuple[Format, ...] = (
-    Format("peft", peft.recognises, peft.read),
-    Format("mlx", mlx.recognises, mlx.read),
-    Format("gguf", gguf.recognises, gguf.read),
-    Format("litgpt", litgpt.recognises, litgpt.read),
-    Format("torchtune", torchtune.recognises, torchtune.read),
+    Format(
+        "peft",
+        "adapter_config.json with adapter_model.safetensors or .bin",
+        peft.recognises,
+        peft.read,
+    ),
+    Format("mlx", "adapters.safetensors", mlx.recognises, mlx.read),
+    Format("gguf", "one .gguf file", gguf.recognises, gguf.read),
+    Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read),
+    Format("torchtune", "adapter_model.pt", torchtune.recognises, torchtune.read),
+    Format("kohya", "one .safetensors with lora_….lora_down.weight", kohya.recognises, kohya.read),
 )
 
-NOT_YET: tuple[tuple[str, Callable[[Listing], bool]], ...] = (
-    ("NeMo", lambda listing: listing.has(r".*\.nemo|adapter_metadata\.json")),
-    ("kohya", lambda listing: listing.has(r"(lora|lycoris).*\.safetensors")),
-)
+SUPPORTED = ", ".join(f"{row.name} ({row.files})" for row in FORMATS)
 
 
 def read_artifact(source: Path, format_name: str | None) -> RawAdapter:
@@ -64,10 +72,4 @@ def _format_of(listing: Listing, format_name: str | None) -> Format:
         raise AmbiguousFormat(f"{listing.path} could be {names}; say which with --format")
     if found:
         return found[0]
-    for name, recognises in NOT_YET:
-        if recognises(listing):
-            raise UnknownFormat(
-                f"{listing.path} is in the format {name}, which is not supported yet; "
-                "convert it to PEFT's first"
-            )
-    raise explain_unknown(listing)
+    raise foreign_refusal(listing) or explain_unknown(listing, SUPPORTED)

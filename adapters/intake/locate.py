@@ -27,6 +27,10 @@ _TRAPS = {
     "register pissa_converted instead",
     "initial_model": "the adapter before training; register converted/default instead",
 }
+# The copy of an adapter that DPO and its kin started from, saved beside the trained one.
+_REFERENCES = frozenset({"ref", "reference"})
+# Where trainers put the adapter below the directory that they call their result.
+_DEEPER = ("model/model_weights", "actor/lora_adapter", "lora_adapter/default")
 _STATE_DIRECTORY = re.compile(r"global_step\d+|optimizer(_\d+)?|pytorch_model_fsdp_\d+")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -51,6 +55,10 @@ class Listing:
     path: Path
     names: frozenset[str]
     single: bool = False
+    # The names of the directories in it.
+    folders: frozenset[str] = frozenset()
+    # What the user says alpha is, for artifacts that do not say.
+    alpha: float | None = None
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
@@ -68,9 +76,14 @@ class Listing:
 
 
 def list_directory(path: Path) -> Listing:
-    """The plain files of `path` by name; raises SourceUnreadable."""
+    """The plain files and the directories of `path` by name; raises SourceUnreadable."""
     try:
-        return Listing(path, frozenset(item.name for item in path.iterdir() if item.is_file()))
+        items = list(path.iterdir())
+        return Listing(
+            path,
+            frozenset(item.name for item in items if item.is_file()),
+            folders=frozenset(item.name for item in items if item.is_dir()),
+        )
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
 
@@ -95,7 +108,8 @@ def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
     if not inner:
         return listing, ()
     chosen = _choose(source, inner)
-    return list_directory(chosen), (f"read from the subdirectory {chosen.name}",)
+    inside = chosen.relative_to(path)
+    return list_directory(chosen), (f"read from the subdirectory {inside}",)
 
 
 def _one_file(source: Path) -> Listing:
@@ -121,17 +135,29 @@ def _refuse_trap(path: Path) -> None:
             f"the directory '{path.name}' holds a trainer's optimizer state, no adapter; "
             "register the directory with adapter_config.json"
         )
+    if path.name in _REFERENCES and any(
+        _is_adapter(item) for item in (path.parent, path.parent / "train")
+    ):
+        raise NotServable(
+            f"the directory '{path.name}' holds the adapter that training (DPO) started from and "
+            f"compared with; register {path.parent} instead"
+        )
+
+
+def _is_adapter(path: Path) -> bool:
+    try:
+        return any((path / name).is_file() for name in (CONFIG, "lit_model.pth.lora"))
+    except OSError:
+        return False  # not ours to judge
 
 
 def _adapters_inside(path: Path) -> list[Path]:
     try:
-        return sorted(
-            item
-            for item in path.iterdir()
-            if item.is_dir()
-            and item.name not in _TRAPS
-            and any((item / name).is_file() for name in (CONFIG, "lit_model.pth.lora"))
-        )
+        folders = [item for item in path.iterdir() if item.is_dir() and item.name not in _TRAPS]
+        found = sorted(item for item in folders if _is_adapter(item))
+        # Beside a trained adapter they are no second one; alone, one of them may be anybody's.
+        found = [item for item in found if item.name not in _REFERENCES] or found
+        return found or [path / inner for inner in _DEEPER if _is_adapter(path / inner)]
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
 
@@ -180,13 +206,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def explain_unknown(listing: Listing) -> UnknownFormat:
-    """What a directory is that no format recognises."""
+def explain_unknown(listing: Listing, supported: str) -> UnknownFormat:
+    """What a directory is that no format recognises, and the formats that are `supported`."""
     path = listing.path
     if listing.single:
         return UnknownFormat(
             f"{path / next(iter(listing.names))} is no adapter in a format of one file; "
-            "PEFT's is a directory with adapter_config.json and adapter_model.safetensors"
+            f"supported: {supported}"
         )
     if "config.json" in listing.names and listing.has(
         r"(model|pytorch_model).*\.(safetensors|bin)"
@@ -200,9 +226,10 @@ def explain_unknown(listing: Listing) -> UnknownFormat:
             "directory that the trainer saved the adapter to"
         )
     if not listing.names:
-        return UnknownFormat(f"{path} holds no files; give the adapter's directory")
+        inside = ", ".join(f"{name}/" for name in sorted(listing.folders)[:4])
+        seen = f"only directories ({inside})" if inside else "no files"
+        return UnknownFormat(f"{path} holds {seen}; give the adapter's directory")
     shown = ", ".join(sorted(listing.names)[:4])
     return UnknownFormat(
-        f"{path} holds no adapter in a known format (found: {shown}); "
-        "PEFT's has adapter_config.json and adapter_model.safetensors"
+        f"{path} holds no adapter in a known format (found: {shown}); supported: {supported}"
     )

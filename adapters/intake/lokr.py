@@ -7,15 +7,16 @@ split without rounding, into itself and the identity on its shorter side.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import InvalidConfig
+from adapters.errors import BaseMismatch, InvalidConfig
 from adapters.intake import tensors
 from adapters.intake.lora import LoraPlan
 from adapters.intake.peft_config import describe_scale, flag, tuner_settings
-from adapters.intake.raw import RawAdapter
+from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.intake.rewriting import Factor, Rewrite, Tuner, plan_rewriting, tuned_modules
 from adapters.models import BaseDescriptor, ModuleSpec
 
@@ -58,16 +59,56 @@ class _Side:
         return (unit, whole) if self.rows <= self.columns else (whole, unit)
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredSides:
+    """W1 and W2 of each module as the tensors have them, where no config tells their sizes."""
+
+    by_module: Mapping[str, tuple[_Side, _Side]]
+
+    def of(self, spec: ModuleSpec) -> tuple[_Side, _Side]:
+        """Raises BaseMismatch when W1 ⊗ W2 has not the module's size."""
+        first, second = self.by_module[spec.name]
+        size = [first.rows * second.rows, first.columns * second.columns]
+        if size != [spec.out_features, spec.in_features]:
+            raise BaseMismatch(
+                f"lokr_w1 and lokr_w2 of '{spec.name}' make a change of size {size}; the base's "
+                f"module has [{spec.out_features}, {spec.in_features}]: the adapter was trained on "
+                "another base"
+            )
+        return first, second
+
+
+def measured_sides(modules: Mapping[str, Mapping[str, LazyTensor]]) -> MeasuredSides:
+    """From each module's tensors; one that is missing or no matrix is found by the plan."""
+    return MeasuredSides(
+        {m: (_measured("lokr_w1", p), _measured("lokr_w2", p)) for m, p in modules.items()}
+    )
+
+
+def _measured(name: str, parts: Mapping[str, LazyTensor]) -> _Side:
+    def size(part: str, axis: int) -> int:
+        shape = parts[part].shape if part in parts else ()
+        return shape[axis] if len(shape) == 2 else 0
+
+    if name in parts:
+        return _Side(name, size(name, 0), size(name, 1), None)
+    return _Side(name, size(f"{name}_a", 0), size(f"{name}_b", 1), size(f"{name}_a", 1))
+
+
 def plan_lokr(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     """See `plan_rewriting`."""
     settings = tuner_settings(raw.config, alpha="alpha")
     scales = settings.scales([spec.name for spec in base.modules])
     factor = _factor(raw.config.get("decompose_factor", -1))
     both = flag(raw.config, "decompose_both")
+    measured = raw.config.get("lokr_sides")
 
     def rewrite(spec: ModuleSpec) -> Rewrite:
         rank, scale = scales[spec.name].rank, scales[spec.name].scale
-        first, second = _sides(spec, rank, factor, both)
+        if isinstance(measured, MeasuredSides):
+            first, second = measured.of(spec)
+        else:
+            first, second = _sides(spec, rank, factor, both)
         return Rewrite(
             rank=first.rank * second.rank,
             shapes={**first.shapes, **second.shapes},

@@ -31,6 +31,10 @@ from adapters.models import BaseDescriptor, ModuleSpec
 if TYPE_CHECKING:
     import torch
 
+_NO_TENSORS = (
+    "the adapter holds no LoRA tensors; DeepSpeed ZeRO-3 saves such files when its shards are not "
+    "gathered (stage3_gather_16bit_weights_on_model_save): save it again"
+)
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 
@@ -101,7 +105,7 @@ def plan_lora(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     ]
     notes = check_targets(settings, halves.keys(), base, findings)
     if not halves and not findings:
-        findings.add("empty", DamagedArtifact("the adapter holds no LoRA tensors"))
+        findings.add("empty", DamagedArtifact(_NO_TENSORS))
     if copies:
         notes.append("unchanged copies of the base's embeddings were left out")
     notes.extend(_layout_notes(settings, halves))

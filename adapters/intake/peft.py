@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from adapters.errors import DamagedArtifact
+from adapters.intake import peft_writers as writers
 from adapters.intake import tensors
+from adapters.intake.base_names import quantized_note
 from adapters.intake.locate import CONFIG, OTHER_WEIGHTS, Listing, read_config
 from adapters.intake.provenance import guess_trainer, short_text
 from adapters.intake.raw import Provenance, RawAdapter
 
 SAFETENSORS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-_VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
 
 
 def recognises(listing: Listing) -> bool:
@@ -24,8 +28,11 @@ def recognises(listing: Listing) -> bool:
 
 def read(listing: Listing) -> RawAdapter:
     """Config and tensors' headers; raises ArtifactError subclasses."""
-    config = read_config(listing.path)
-    notes: list[str] = []
+    config = writers.config_as_peft(read_config(listing.path))
+    writers.refuse_unconverted(listing, config)
+    writers.refuse_unfrozen(listing)
+    base_by_trainer = short_text(config, "base_model_name_or_path")
+    notes = list(quantized_note(base_by_trainer))
     if SAFETENSORS in listing.names:
         weights = listing.path / SAFETENSORS
         found = tensors.read_safetensors(weights)
@@ -40,17 +47,20 @@ def read(listing: Listing) -> RawAdapter:
             "save or copy the adapter again"
         )
     version = short_text(config, "peft_version")
-    return RawAdapter(
+    raw = RawAdapter(
         format="peft",
         config=config,
         tensors=found,
         provenance=Provenance(
             source=listing.path,
             files=(listing.path / CONFIG, weights),
-            base_by_trainer=short_text(config, "base_model_name_or_path"),
+            base_by_trainer=base_by_trainer,
             trainer=guess_trainer(listing) or "PEFT",
             trainer_version=f"PEFT {version}" if version else None,
             notes=tuple(notes),
         ),
-        extras=tuple(name for name in _VALUE_HEADS if name in listing.names),
+        extras=writers.value_heads(listing),
     )
+    if not writers.is_torchtunes_export(config):
+        return raw
+    return replace(raw, for_base=partial(writers.refuse_torchtunes_qwen, raw))

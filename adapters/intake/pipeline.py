@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapters.errors import ArtifactError, NotHotServable
+from adapters.intake.base_names import quantized_note, same_model
 from adapters.intake.canonical import write_canonical
 from adapters.intake.formats import read_artifact
 from adapters.intake.hot import hot_reasons, idle_note, pair_faults, prove_pairs
@@ -150,7 +151,7 @@ def _best_fit(
         plans,
         key=lambda item: (
             len(item[2].problems),
-            not _same_model(item[0], hint),
+            not same_model(item[0], hint),
             isinstance(item[2], MergePlan),
         ),
     )
@@ -158,9 +159,10 @@ def _best_fit(
     facts = None if faults else _facts(plan, base)
     fits = [other for other, _, its in plans if not its.problems]
     reasons = list(facts.reasons) if facts is not None else []
+    reasons.extend(quantized_note(hint))
     if len(fits) > 1:
         reasons.append(f"its shapes also fit: {', '.join(n for n in fits if n != name)}")
-    if not _same_model(name, hint) and any(_same_model(other, hint) for other, _ in bases):
+    if not same_model(name, hint) and any(same_model(other, hint) for other, _ in bases):
         reasons.append(f"its trainer named another base: {hint}")
     return _inspection(
         raw,
@@ -192,11 +194,6 @@ def _value_faults(
 def _lane_of(faults: Sequence[ArtifactError]) -> Lane | None:
     """Merged if all that is wrong is that no plain LoRA expresses it, which is not merged yet."""
     return Lane.MERGED if all(isinstance(f, NotHotServable) for f in faults) else None
-
-
-def _same_model(name: str, hint: str | None) -> bool:
-    """Does the trainer's `base_model_name_or_path` end in this base's name?"""
-    return hint is not None and hint.rstrip("/").rpartition("/")[2].lower() == name.lower()
 
 
 def _inspection(

@@ -70,16 +70,23 @@ def config_for(factors: Mapping[str, Factors], scales: Mapping[str, float]) -> d
     """A LoraConfig under which each module's B·A is multiplied by its entry in `scales`."""
     ranks = {module: found.rank for module, found in factors.items()}
     alphas = {module: scales[module] * rank for module, rank in ranks.items()}
+    return tuner_config("LORA", ranks, alphas)
+
+
+def tuner_config(
+    kind: str, ranks: Mapping[str, int], alphas: Mapping[str, float]
+) -> dict[str, Any]:
+    """The config of a tuner (LORA, LOHA, LOKR) whose modules have these ranks and alphas."""
     rank = max(ranks.values(), default=1)
     alpha = next(iter(alphas.values()), float(rank))
     return {
-        "peft_type": "LORA",
+        "peft_type": kind,
         "task_type": "CAUSAL_LM",
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha" if kind == "LORA" else "alpha": alpha,
         "rank_pattern": {_exactly(m): r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {_exactly(m): a for m, a in alphas.items() if a != alpha},
-        "target_modules": sorted(factors),
+        "target_modules": sorted(ranks),
         "bias": "none",
     }
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from adapters.bases.describe import describe_base
+from adapters.errors import NotServable
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.trainers.tiny_base import CONFIGS, TOKENS, write_base
@@ -35,6 +36,7 @@ class Real:
     targets: tuple[str, ...]
     scale: str
     file: str = "."
+    method: str = "lora"
 
 
 _ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
@@ -51,6 +53,15 @@ REAL: dict[str, Real] = {
     "litgpt-all": Real("llama", "litgpt", _WITH_HEAD, "alpha/r = 6/4 = 1.5"),
     "torchtune-llama": Real("llama", "torchtune", _WITH_HEAD, "alpha/r = 6/4 = 1.5"),
     "torchtune-qwen2": Real("qwen2", "torchtune", _ATTENTION, "alpha/r = 6/4 = 1.5"),
+    "trl-sft": Real("llama", "peft", ("down_proj", "q_proj", "v_proj"), "alpha/r = 6/2 = 3"),
+    "trl-dpo": Real("llama", "peft", ("down_proj", "q_proj", "v_proj"), "alpha/r = 6/2 = 3"),
+    "trl-kto": Real("llama", "peft", ("o_proj", "q_proj"), "alpha/r = 6/2 = 3"),
+    "trl-grpo": Real("llama", "peft", ("q_proj", "v_proj"), "alpha/r = 6/2 = 3"),
+    "lycoris-locon": Real("llama", "kohya", _ALL, "alpha/r = 6/4 = 1.5"),
+    "lycoris-te": Real("qwen3", "kohya", _ALL, "alpha/r = 3/4 = 0.75", "tiny_lora.safetensors"),
+    "lycoris-loha": Real("llama", "kohya", _ALL, "alpha/r = 6/3 = 2", method="loha"),
+    "lycoris-lokr": Real("llama", "kohya", _ALL, "alpha/r = 3/1 = 3", method="lokr"),
+    "lycoris-lokr-whole": Real("llama", "kohya", _ALL, "alpha/r = 1/1 = 1", method="lokr"),
 }
 # Made by the same scripts, but no plain LoRA.
 MERGED = {
@@ -91,6 +102,7 @@ def test_canonical_form_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_p
 
     found = examine(source, bases=[(real.base, descriptor)], format=None)
     assert (found.problems, found.lane, found.format) == ((), Lane.HOT, real.format)
+    assert found.method == real.method
     manifest = take_in(source, base=descriptor, staging=tmp_path, format=None)
     assert manifest.targets == real.targets
     assert manifest.scale == real.scale
@@ -109,3 +121,15 @@ def test_what_is_no_plain_lora_is_said_to_be_merged(name: str, tiny: TinyBases) 
     found = examine(HERE / "artifacts" / name, bases=[("tiny", tiny[base][1])], format=None)
     assert (found.lane, found.method) == (Lane.MERGED, method)
     assert title in found.problems[0]
+
+
+def test_what_dpo_started_from_is_not_its_result(tiny: TinyBases, tmp_path: Path) -> None:
+    """TRL's own `ref/`, which loads as well as the result; and the checkpoints beside one."""
+    path, base = tiny["llama"]
+    with pytest.raises(NotServable, match=r"register .*trl-dpo instead"):
+        take_in(HERE / "artifacts/trl-dpo/ref", base=base, staging=tmp_path, format=None)
+    last = HERE / "artifacts/trl-sft/checkpoint-4"
+    take_in(last, base=base, staging=tmp_path, format=None)
+    adapted = _logits(PeftModel.from_pretrained(_model(path), tmp_path))
+    expected = load_file(HERE / "expected/trl-sft.safetensors")["after"]
+    assert _apart(adapted, expected) < 3e-6 * expected.abs().max().item()
