@@ -80,6 +80,11 @@ def miss_bat(raw: RawAdapter) -> str | None:
     return "init_weights = 'bat'" if bat else None
 
 
+def pvera_sampling(raw: RawAdapter) -> str | None:
+    sampling = raw.config.get("peft_type") == "PVERA" and raw.config.get("sample_at_inference")
+    return "sample_at_inference" if sampling else None
+
+
 def mutated_base(raw: RawAdapter) -> str | None:
     init = raw.config.get("init_lora_weights")
     if init is None or isinstance(init, bool):

@@ -346,7 +346,7 @@ def _layout_notes(settings: LoraSettings, halves: Mapping[str, _Halves]) -> list
 def load_finite(tensor: LazyTensor) -> torch.Tensor:
     """The tensor's values; raises DamagedArtifact if one is NaN or infinite."""
     values = tensor.load()
-    if not tensors.all_finite(tensors.extremes(values)):
+    if tensor.count and not tensors.all_finite(tensors.extremes(values)):
         bad = tensors.non_finite(values)
         raise DamagedArtifact(
             f"tensor '{tensor.name}' holds {bad} NaN or infinite value{'s' if bad > 1 else ''} "

@@ -15,6 +15,7 @@ from typing import Any
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
 from adapters.intake.adalora import plan_adalora
 from adapters.intake.bdlora import plan_bdlora
+from adapters.intake.deft import plan_deft
 from adapters.intake.delora import plan_delora
 from adapters.intake.evidence import (
     Evidence,
@@ -26,22 +27,27 @@ from adapters.intake.evidence import (
     mutated_base,
     other_task,
     other_tuner,
+    pvera_sampling,
     tensor,
     tuner,
     value_head_file,
 )
 from adapters.intake.gralora import plan_gralora
+from adapters.intake.hra import plan_hra
+from adapters.intake.kasa import plan_kasa
 from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.merging import MergePlan
 from adapters.intake.miss import plan_miss
+from adapters.intake.peanut import plan_peanut
 from adapters.intake.peft_types import PEFT_TYPES, Fate
+from adapters.intake.qalora import plan_qalora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
 from adapters.intake.sampled import plan_sampled
 from adapters.intake.vblora import plan_vblora
-from adapters.intake.vera import plan_vera
+from adapters.intake.vera import plan_pvera, plan_vera
 from adapters.models import BaseDescriptor, Lane
 
 
@@ -134,13 +140,6 @@ METHODS: tuple[Method, ...] = (
         f"DoRA rescales every row of the merged weight, which no plain LoRA expresses; {_MERGE}",
     ),
     Method(
-        "kasa",
-        "KaSA",
-        either(tensor(r"\.lora_diag(\.|$)"), key("kasa_config")),
-        Lane.MERGED,
-        f"KaSA truncates the base's own weight, which is not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "lora-bias",
         "LoRA with a bias",
         either(tensor(r"\.lora_(A|B)(\.[^.]+)?\.bias$"), key("lora_bias")),
@@ -187,21 +186,31 @@ METHODS: tuple[Method, ...] = (
         f"path_initial_model_for_weight_conversion, or {_MERGE}",
     ),
     Method(
-        "qalora",
-        "QA-LoRA",
-        key("use_qalora"),
-        Lane.MERGED,
-        f"QA-LoRA's pooled lora_A is not supported yet; until then {_MERGE}",
-    ),
-    Method(
         "moe-experts",
         "LoRA on experts",
         either(tensor(r"\.experts\.|\.experts\.?lora_|\.switch_mlp\."), key("target_parameters")),
         Lane.MERGED,
         f"LoRA on the experts of a mixture is not supported yet; until then {_MERGE}",
     ),
+    Method(
+        "kasa",
+        "KaSA",
+        either(tensor(r"\.lora_diag(\.|$)"), key("kasa_config")),
+        Lane.HOT,
+        to_lora=plan_kasa,
+    ),
+    Method("qalora", "QA-LoRA", key("use_qalora"), Lane.HOT, to_lora=plan_qalora),
     Method("adalora", "AdaLoRA", tuner("ADALORA"), Lane.HOT, to_lora=plan_adalora),
     Method("vera", "VeRA", tuner("VERA"), Lane.HOT, to_lora=plan_vera),
+    Method(
+        "pvera-sampling",
+        "PVeRA",
+        pvera_sampling,
+        None,
+        "it draws its change anew for every token, which neither lane can do; set "
+        "sample_at_inference to false to serve its mean",
+    ),
+    Method("pvera", "PVeRA", tuner("PVERA"), Lane.HOT, to_lora=plan_pvera),
     Method("loha", "LoHa", tuner("LOHA"), Lane.HOT, to_lora=plan_loha),
     Method("lokr", "LoKr", tuner("LOKR"), Lane.HOT, to_lora=plan_lokr),
     Method(
@@ -214,20 +223,16 @@ METHODS: tuple[Method, ...] = (
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
-    Method(
-        "vblora-topk",
-        "VB-LoRA",
-        tensor(r"\.vblora_logits_[AB]_topk_"),
-        Lane.MERGED,
-        "only the chosen vectors were saved (save_only_topk_weights), which is not supported yet; "
-        f"until then {_MERGE}",
-    ),
     Method("vblora", "VB-LoRA", tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
+    Method("hra", "HRA", tuner("HRA"), Lane.HOT, to_lora=plan_hra),
+    Method("deft", "DEFT", tuner("DEFT"), Lane.HOT, to_lora=plan_deft),
+    Method("peanut", "PEANuT", tuner("PEANUT"), Lane.HOT, to_lora=plan_peanut),
     Method(
         "other-tensors",
         "another tuner",
         tensor(
-            r"\.(lora_E(\.|$)|gralora_|hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_)"
+            r"\.(lora_E(\.|$)|gralora_|hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_"
+            r"|pvera_|deft_|peanut_|psoft_|tinylora_|unilora_)"
         ),
         Lane.MERGED,
         f"its tensors are of another tuner than the config says; {_MERGE}",

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.bases.weights import BaseWeights
 from adapters.errors import ArtifactError, NotHotServable
 from adapters.intake import tensors
 from adapters.intake.findings import Findings
 from adapters.intake.lora import LoraPair, LoraPlan, plan_lora
+from adapters.intake.own_weights import Weight, own_weights
 from adapters.intake.peft_config import MAX_RANK, parse_settings
 from adapters.intake.raw import RawAdapter
 from adapters.models import BaseDescriptor, ModuleSpec
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
 _TITLES = {"pissa": "PiSSA", "olora": "OLoRA"}
-_FLOATS = ("F16", "BF16", "F32")
 _SAVE = (
     "save the adapter with PEFT's path_initial_model_for_weight_conversion, or merge it into the "
     "base and serve the result"
@@ -52,11 +50,10 @@ def plan_residual(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     if plan.problems or refusal is not None:
         problems = plan.problems if refusal is None else (*plan.problems, NotHotServable(refusal))
         return replace(plan, problems=problems, uses={})
-    assert base.directory is not None, "refused above"
     scales = parse_settings(raw.config).scales([pair.module.name for pair in plan.pairs])
     # PiSSA's factors are divided by the scale, OLoRA's are not.
     strength = {name: 1.0 if init == "pissa" else item.scale for name, item in scales.items()}
-    part = _Part(BaseWeights(base, Path(base.directory)), init, strength)
+    part = _Part(own_weights(base, _TITLES[init], _SAVE), init, strength)
     # The two halves of a pair are asked for one after the other: one module's is kept.
     taken_out = lru_cache(maxsize=1)(part.of)
     return replace(
@@ -99,20 +96,13 @@ def _too_high(title: str, plan: LoraPlan) -> tuple[ArtifactError, ...]:
 class _Part:
     """What the initialisation takes out of a module's weight: s·B0 and A0."""
 
-    weights: BaseWeights
+    weight: Weight
     init: str
     strength: Mapping[str, float]
 
     def of(self, spec: ModuleSpec, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        place = self.weights.place(spec.name)
-        if place is None or place[1].dtype not in _FLOATS:
-            found = "is not stored by that name" if place is None else f"is {place[1].dtype}"
-            raise NotHotServable(
-                f"the base's weight of '{spec.name}' {found}, so what {_TITLES[self.init]} took "
-                f"out of it is unknown; {_SAVE}"
-            )
         # PEFT computes in fp32 whatever the base's dtype (pissa_init, olora_init).
-        weight = tensors.read_tensor(place[0], f"{spec.name}.weight", place[1]).float()
+        weight = self.weight(spec).float()
         split = tensors.singular if self.init == "pissa" else tensors.triangular
         b, a = split(weight, rank)
         return b * self.strength[spec.name], a

@@ -33,9 +33,12 @@ from adapters.models import BaseDescriptor, ModuleSpec
 if TYPE_CHECKING:
     import torch
 
+_WHOLE = frozenset({"U8", "I16", "I32", "I64"})
+MERGE = "merge the adapter into the base and serve the result"
 # Any tuner's tensors, to tell a config of one tuner with another's tensors.
 _TUNER_TENSOR = re.compile(
-    r"\.(lora_|hada_|lokr_|p?vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|gralora_|c3a_)"
+    r"\.(lora_|hada_|lokr_|p?vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|gralora_|c3a_"
+    r"|deft_|peanut_|psoft_|tinylora_|unilora_)"
 )
 
 
@@ -58,6 +61,8 @@ class Rewrite:
     shapes: Mapping[str, tuple[int, ...]]
     a: Factor
     b: Factor
+    # Those that hold whole numbers (places in a table).
+    whole: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +236,9 @@ def _check(
             )
         )
     for part, shape in rewrite.shapes.items():
-        if part in parts and (fault := check_tensor(parts[part], shape, spec)) is not None:
+        if part in parts and (
+            fault := check_tensor(parts[part], shape, spec, whole=part in rewrite.whole)
+        ):
             faults.append((f"{part} {type(fault).__name__}", fault))
     for kind, fault in faults:
         findings.add(kind, fault)
@@ -252,7 +259,11 @@ def _too_high(spec: ModuleSpec, rank: int) -> NotHotServable:
 
 
 def check_tensor(
-    tensor: LazyTensor, shape: tuple[int, ...], spec: ModuleSpec | None = None
+    tensor: LazyTensor,
+    shape: tuple[int, ...],
+    spec: ModuleSpec | None = None,
+    *,
+    whole: bool = False,
 ) -> ArtifactError | None:
     """What is wrong with the tensor's shape or dtype; None if nothing."""
     sizes: tuple[int, ...] = (spec.in_features, spec.out_features) if spec is not None else ()
@@ -267,7 +278,12 @@ def check_tensor(
             f"must be {wanted}{where}"
         )
         return BaseMismatch(text) if wanted[axis] in sizes else InvalidConfig(text)
-    if tensor.dtype not in FLOATS:
+    if whole and tensor.dtype not in _WHOLE:
+        return DamagedArtifact(
+            f"tensor '{tensor.name}' is {tensor.dtype}; it holds places in a table, which are "
+            "U8, I16, I32 or I64"
+        )
+    if not whole and tensor.dtype not in FLOATS:
         return DamagedArtifact(
             f"tensor '{tensor.name}' is {tensor.dtype}; factors are F16, BF16, F32 or F64"
         )

@@ -2,6 +2,9 @@
 
 A [r, largest in] and B [largest out, r] are in the file, or (save_projection = false) drawn anew
 from projection_prng_key as PEFT does on loading; each module takes the part that fits.
+
+PVeRA has twice as many λ_d and rows of A: the first half gives the mean, which PEFT uses at
+inference, the second the variance that training samples with (peft/tuners/pvera/layer.py).
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from adapters.models import BaseDescriptor, ModuleSpec
 if TYPE_CHECKING:
     import torch
 
-_PARTS = ("vera_lambda_b", "vera_lambda_d")
 _KINDS = frozenset({"linear", "conv1d"})
 
 
@@ -36,19 +38,45 @@ class _Projections:
     b: Callable[[], torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What the two differ in: the tensors' names, and what A has for each rank."""
+
+    title: str
+    prefix: str
+    rows: int
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        return f"{self.prefix}_lambda_b", f"{self.prefix}_lambda_d"
+
+
+_VERA = _Kind("VeRA", "vera", 1)
+_PVERA = _Kind("PVeRA", "pvera", 2)
+
+
 def plan_vera(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     """See `plan_rewriting`."""
+    return _plan(_VERA, raw, base)
+
+
+def plan_pvera(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
+    """See `plan_rewriting`. One that samples at inference has a row of its own in METHODS."""
+    return _plan(_PVERA, raw, base)
+
+
+def _plan(kind: _Kind, raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     settings = tuner_settings(raw.config, alpha=None, patterns=False)
-    shared = _shared(raw.tensors)
+    shared = _shared(kind, raw.tensors)
     own = {name: tensor for name, tensor in raw.tensors.items() if tensor not in shared.values()}
-    shapes = _shapes(own, settings, base)
+    shapes = _shapes(kind, own, settings, base)
     projections, faults = _projections(raw, shared, shapes)
     tuner = Tuner(
-        title="VeRA",
-        parts=_PARTS,
+        title=kind.title,
+        parts=kind.parts,
         settings=settings,
         scale="per row and rank (lambda_b, lambda_d)",
-        rewrite=partial(_rewrite, settings.rank, projections),
+        rewrite=partial(_rewrite, kind, settings.rank, projections),
         kinds=_KINDS,
     )
     plan = plan_rewriting(replace(raw, tensors=own), base, tuner)
@@ -56,31 +84,36 @@ def plan_vera(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     return replace(plan, problems=plan.problems + faults, uses=uses if plan.uses else {})
 
 
-def _rewrite(rank: int, shared: _Projections, spec: ModuleSpec) -> Rewrite:
+def _rewrite(kind: _Kind, rank: int, shared: _Projections, spec: ModuleSpec) -> Rewrite:
+    outputs, ranks = kind.parts
     return Rewrite(
         rank=rank,
-        shapes={"vera_lambda_b": (spec.out_features,), "vera_lambda_d": (rank,)},
-        a=Factor((), partial(_a, shared, spec.in_features)),
-        b=Factor(_PARTS, partial(_b, shared, spec.out_features)),
+        shapes={outputs: (spec.out_features,), ranks: (kind.rows * rank,)},
+        a=Factor((), partial(_a, shared, rank, spec.in_features)),
+        b=Factor(kind.parts, partial(_b, shared, rank, spec.out_features)),
     )
 
 
-def _a(shared: _Projections, inputs: int) -> torch.Tensor:
-    return tensors.wide(shared.a()[:, :inputs])
+def _a(shared: _Projections, rank: int, inputs: int) -> torch.Tensor:
+    return tensors.wide(shared.a()[:rank, :inputs])
 
 
 def _b(
-    shared: _Projections, outputs: int, lambda_b: torch.Tensor, lambda_d: torch.Tensor
+    shared: _Projections,
+    rank: int,
+    outputs: int,
+    lambda_b: torch.Tensor,
+    lambda_d: torch.Tensor,
 ) -> torch.Tensor:
-    return lambda_b[:, None] * tensors.wide(shared.b()[:outputs]) * lambda_d
+    return lambda_b[:, None] * tensors.wide(shared.b()[:outputs]) * lambda_d[:rank]
 
 
-def _shared(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _shared(kind: _Kind, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """vera_A and vera_B: `base_model.vera_A`, or with an adapter's name after it."""
     shared: dict[str, LazyTensor] = {}
     for name, tensor in found.items():
         stem = strip_prefix(name).removeprefix("base_model.").partition(".")[0]
-        if stem in ("vera_A", "vera_B"):
+        if stem in (f"{kind.prefix}_A", f"{kind.prefix}_B"):
             if stem in shared:
                 raise DamagedArtifact(f"'{shared[stem].name}' and '{name}' are both {stem}")
             shared[stem] = tensor
@@ -88,16 +121,20 @@ def _shared(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _shapes(
-    own: Mapping[str, LazyTensor], settings: LoraSettings, base: BaseDescriptor
+    kind: _Kind, own: Mapping[str, LazyTensor], settings: LoraSettings, base: BaseDescriptor
 ) -> dict[str, tuple[int, int]]:
     """What A and B must be: as large as the largest module that is targeted (PEFT, _find_dim)."""
     targeted = settings.targeted(base.modules)
     if targeted is None:
-        targeted = frozenset(strip_prefix(name).partition(".vera_lambda_")[0] for name in own)
+        part = f".{kind.prefix}_lambda_"
+        targeted = frozenset(strip_prefix(name).partition(part)[0] for name in own)
     specs = [spec for spec in base.modules if spec.name in targeted and spec.kind in _KINDS]
     largest_in = max((spec.in_features for spec in specs), default=0)
     largest_out = max((spec.out_features for spec in specs), default=0)
-    return {"vera_A": (settings.rank, largest_in), "vera_B": (largest_out, settings.rank)}
+    return {
+        f"{kind.prefix}_A": (kind.rows * settings.rank, largest_in),
+        f"{kind.prefix}_B": (largest_out, settings.rank),
+    }
 
 
 def _projections(
@@ -116,7 +153,7 @@ def _projections(
     if not saved:
         # PEFT takes any integer torch's generator takes; its default is 0.
         key = whole_number(raw.config, "projection_prng_key", 0, 0)
-        draw = cache(partial(_draw, key, shapes["vera_A"], shapes["vera_B"]))
+        draw = cache(partial(_draw, key, *shapes.values()))
         return _Projections(lambda: draw()[0], lambda: draw()[1]), ()
     for name, shape in shapes.items():
         if name not in shared:
@@ -128,7 +165,7 @@ def _projections(
             fault = check_tensor(shared[name], shape)
         if fault is not None:
             return _Projections(_never, _never), (fault,)
-    a, b = shared["vera_A"], shared["vera_B"]
+    a, b = (shared[name] for name in shapes)
     return _Projections(cache(partial(load_finite, a)), cache(partial(load_finite, b))), ()
 
 

@@ -16,6 +16,7 @@ from demo.expectations import EXPECTATIONS, MAX_TOKENS
 from demo.prepare import ARTIFACTS
 from loadtests.live import LiveServer, run_cli
 from tests.adapters.intake.bad_artifacts import BAD
+from tests.adapters.intake.bad_converted import BAD_CONVERTED
 from tests.adapters.intake.bad_formats import BAD_FORMATS
 from tests.adapters.intake.bad_tuners import BAD_TUNERS
 
@@ -130,7 +131,7 @@ def test_no_bad_artifact_gets_in_and_the_server_answers_right_after_all(
     with Catalog.open(live.store) as catalog:
         descriptor = catalog.base_descriptor("smollm2")
         before = [adapter.name for adapter in catalog.adapters()]
-        for name, bad in (BAD | BAD_TUNERS | BAD_FORMATS).items():
+        for name, bad in (BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS).items():
             if name.endswith("-without-the-base"):
                 continue  # here the base is at hand
             folder = tmp_path / name

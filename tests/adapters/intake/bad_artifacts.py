@@ -276,9 +276,10 @@ BAD: dict[str, Bad] = {
     ),
     "corda": Bad(with_config(init_lora_weights="corda"), NotHotServable, ("corda",)),
     "loftq": Bad(with_config(init_lora_weights="loftq"), NotHotServable, ("loftq",)),
-    "qalora": Bad(with_config(use_qalora=True), NotHotServable, ("QA-LoRA",)),
-    "kasa": Bad(with_extra(f"{PREFIX}{Q0}.lora_diag", torch.ones(4)), NotHotServable, ("KaSA",)),
-    "hra": Bad(with_config(peft_type="HRA"), NotHotServable, ("HRA", "not supported yet")),
+    "kasa-by-tensor": Bad(
+        with_extra(f"{PREFIX}{Q0}.lora_diag", torch.ones(4)), InvalidConfig, ("no kasa_config",)
+    ),
+    "hra": Bad(with_config(peft_type="HRA"), InvalidConfig, ("none of HRA's",)),
     "adalora-by-tensor": Bad(
         with_extra(f"{PREFIX}{Q0}.lora_E", torch.ones(4, 1)),
         NotHotServable,

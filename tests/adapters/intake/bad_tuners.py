@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from adapters.errors import BaseMismatch, DamagedArtifact, InvalidConfig, NotHotServable
+from adapters.errors import (
+    ArtifactError,
+    BaseMismatch,
+    DamagedArtifact,
+    InvalidConfig,
+    NotHotServable,
+)
 from adapters.models import BaseDescriptor, ModuleSpec
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, Config, Tensors, write_parts
 from tests.adapters.intake.bad_artifacts import Bad
@@ -25,6 +31,10 @@ class Right:
     config: Config
     shapes: Callable[[ModuleSpec], dict[str, tuple[int, ...]]]
     shared: Callable[[BaseDescriptor], dict[str, tuple[int, ...]]] = lambda base: {}
+    # What it is recognised as, if not as its name in the table.
+    method: str | None = None
+    # Makes of random tensors those that cannot be just any.
+    finish: Callable[[Tensors], None] = lambda tensors: None
 
     def parts(self, base: BaseDescriptor) -> tuple[Tensors, Config]:
         generator = torch.Generator().manual_seed(5)
@@ -36,6 +46,7 @@ class Right:
         tensors = {
             name: torch.randn(shape, generator=generator) * 0.3 for name, shape in names.items()
         }
+        self.finish(tensors)
         common = {"task_type": "CAUSAL_LM", "target_modules": list(TARGETS), "bias": "none"}
         return tensors, {**common, **copy.deepcopy(self.config)}
 
@@ -65,7 +76,7 @@ class Right:
         return self.spoilt(lambda tensors, _: tensors.update({q0(part): torch.ones(shape)}))
 
 
-_SHARED = ("vera_A", "vera_B", "vblora_vector_bank")
+_SHARED = ("vera_A", "vera_B", "pvera_A", "pvera_B", "vblora_vector_bank")
 
 
 def q0(part: str) -> str:
@@ -88,7 +99,7 @@ def narrower(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[: tensor.shape[0] - 3]
 
 
-def _largest(base: BaseDescriptor) -> tuple[int, int]:
+def largest(base: BaseDescriptor) -> tuple[int, int]:
     specs = [spec for spec in base.modules if spec.name.rpartition(".")[2] in TARGETS]
     return max(s.in_features for s in specs), max(s.out_features for s in specs)
 
@@ -117,7 +128,7 @@ RIGHT: dict[str, Right] = {
     "vera": Right(
         {"peft_type": "VERA", "r": 4, "save_projection": True, "projection_prng_key": 0},
         lambda spec: {"vera_lambda_b": (spec.out_features,), "vera_lambda_d": (4,)},
-        lambda base: {"vera_A": (4, _largest(base)[0]), "vera_B": (_largest(base)[1], 4)},
+        lambda base: {"vera_A": (4, largest(base)[0]), "vera_B": (largest(base)[1], 4)},
     ),
     "loha": loha(3),
     "lokr": Right(
@@ -194,9 +205,14 @@ _OUTPUTS = {
 }
 
 
-def _common(name: str, right: Right) -> dict[str, Bad]:
-    """The faults that every tuner's artifact can have."""
-    part, error = _OUTPUTS[name]
+def common_faults(
+    name: str, right: Right, part: str, error: type[ArtifactError], six: str = "6"
+) -> dict[str, Bad]:
+    """The faults that every tuner's artifact can have.
+
+    `part` has the outputs as rows; `error` is what a wrong number of them is; `six` is what is
+    said when the rank is 6.
+    """
     rank = "init_r" if "init_r" in right.config else "r"
     unknown = right.spoilt(
         lambda tensors, _: tensors.update({q0(part).replace("q_proj", "query"): torch.ones(3)})
@@ -220,7 +236,7 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
             right.changed(part, lambda t: t.to(torch.int8)), DamagedArtifact, (q0(part), "I8")
         ),
         f"{name}-another-rank": Bad(
-            right.config_with(**{rank: 6}), InvalidConfig, ("must be", "6", "by adapter_config")
+            right.config_with(**{rank: 6}), InvalidConfig, ("must be", six, "by adapter_config")
         ),
         f"{name}-no-rank": Bad(
             right.spoilt(lambda _, config: config.__delitem__(rank)), InvalidConfig, (f"'{rank}'",)
@@ -256,7 +272,11 @@ def _blocks(**values: Any) -> Callable[..., None]:
 
 
 BAD_TUNERS: dict[str, Bad] = {
-    **{name: bad for tuner, right in RIGHT.items() for name, bad in _common(tuner, right).items()},
+    **{
+        name: bad
+        for tuner, right in RIGHT.items()
+        for name, bad in common_faults(tuner, right, *_OUTPUTS[tuner]).items()
+    },
     "adalora-alpha-0": Bad(_ADALORA.config_with(lora_alpha=0), InvalidConfig, ("lora_alpha is 0",)),
     "adalora-mask-too-short": Bad(
         _ADALORA.config_with(rank_pattern={f"{Q0}.lora_E": [True, False]}),
@@ -346,7 +366,7 @@ BAD_TUNERS: dict[str, Bad] = {
     ),
     "vblora-only-topk": Bad(
         _VBLORA.extra("vblora_logits_A_topk_indices", 4, 4, 2),
-        NotHotServable,
-        ("save_only_topk_weights",),
+        InvalidConfig,
+        ("vblora_logits_A_topk_indices", "contradict"),
     ),
 }

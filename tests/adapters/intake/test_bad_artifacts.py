@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,27 @@ from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
+from tests.adapters.intake.bad_converted import BAD_CONVERTED, RIGHT_CONVERTED
 from tests.adapters.intake.bad_formats import BAD_FORMATS, GOOD
-from tests.adapters.intake.bad_tuners import BAD_TUNERS, RIGHT
+from tests.adapters.intake.bad_tuners import BAD_TUNERS
+from tests.adapters.intake.bad_tuners import RIGHT as RIGHT_TUNERS
 
-ALL = BAD | BAD_TUNERS | BAD_FORMATS
+ALL = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS
+RIGHT = RIGHT_TUNERS | RIGHT_CONVERTED
+
+
+def against(name: str, bases: dict[str, tuple[Path, BaseDescriptor]]) -> BaseDescriptor:
+    """The base that artifact `name` is for, with its weights at hand unless the name says not."""
+    path, stored = bases["llama"]
+    if name.endswith("-without-the-base"):
+        return stored
+    return stored.model_copy(update={"directory": str(path)})
+
+
+@pytest.fixture
+def llama(bases: dict[str, tuple[Path, BaseDescriptor]], request: pytest.FixtureRequest) -> Any:
+    parameters = getattr(request.node, "callspec", None)
+    return against(parameters.params.get("name", "") if parameters else "", bases)
 
 
 @pytest.fixture
@@ -97,23 +115,26 @@ def test_the_unspoilt_artifact_of_a_tuner_is_taken(
 ) -> None:
     RIGHT[name].write(tmp_path / "artifact", llama)
     found = examine(tmp_path / "artifact", bases=[("tiny", llama)], format=None)
-    assert (found.problems, found.lane, found.base, found.method) == ((), Lane.HOT, "tiny", name)
+    assert (found.problems, found.lane, found.base) == ((), Lane.HOT, "tiny")
+    assert found.method == (RIGHT[name].method or name)
     manifest = take_in(tmp_path / "artifact", base=llama, staging=staging, format=None)
     assert manifest.targets == ("o_proj", "q_proj")
 
 
 @pytest.mark.parametrize("family", ["", *RIGHT])
 def test_no_refusal_says_what_another_artifact_says(
-    family: str, llama: BaseDescriptor, tmp_path: Path
+    family: str, bases: dict[str, tuple[Path, BaseDescriptor]], tmp_path: Path
 ) -> None:
     """Sentences must tell faults apart: two that read the same name nothing."""
     said: dict[str, str] = {}
-    rows = {n: bad for n, bad in BAD_TUNERS.items() if n.startswith(f"{family}-")}
+    tuners = BAD_TUNERS | BAD_CONVERTED
+    rows = {n: bad for n, bad in tuners.items() if n.startswith(f"{family}-")}
     for name, bad in (rows if family else BAD).items():
         folder = tmp_path / name
         folder.mkdir()
-        bad(folder, llama)
-        problem = examine(folder / bad.inside, bases=[("tiny", llama)], format=None).problems[0]
+        base = against(name, bases)
+        bad(folder, base)
+        problem = examine(folder / bad.inside, bases=[("tiny", base)], format=None).problems[0]
         problem = problem.replace(str(folder), "FOLDER")
         assert problem not in said, f"{name} and {said[problem]} say the same: {problem}"
         said[problem] = name
