@@ -34,6 +34,7 @@ from adapters.intake.gralora import plan_gralora
 from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
+from adapters.intake.merge_only import MERGE_ONLY
 from adapters.intake.merging import MergePlan
 from adapters.intake.miss import plan_miss
 from adapters.intake.peft_types import PEFT_TYPES, Fate
@@ -80,6 +81,18 @@ METHODS: tuple[Method, ...] = (
         other_tuner(Fate.CONVERTIBLE),
         Lane.MERGED,
         f"{Fate.CONVERTIBLE.value}; until then {_MERGE}",
+    ),
+    *(
+        Method(
+            row.name,
+            row.title,
+            tuner(row.peft_type),
+            Lane.MERGED,
+            f"{row.why}; {_MERGE}",
+            to_merge=row.to_merge,
+            limits=row.limits,
+        )
+        for row in MERGE_ONLY
     ),
     Method(
         "other-merge",

@@ -306,3 +306,9 @@ def dtype_of(tensor: torch.Tensor) -> str:
 
 def item_size(dtype: str) -> int:
     return ITEM_SIZE[dtype]
+
+
+def outside(indices: torch.Tensor, bound: int) -> int | None:
+    """The first of `indices` that is below 0 or not below `bound`."""
+    wrong = indices[(indices < 0) | (indices >= bound)]
+    return int(wrong[0]) if wrong.numel() else None
