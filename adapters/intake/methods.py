@@ -37,6 +37,7 @@ from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.merge_only import MERGE_ONLY
 from adapters.intake.merging import MergePlan
 from adapters.intake.miss import plan_miss
+from adapters.intake.miss_bat import plan_miss_bat
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
@@ -223,6 +224,8 @@ METHODS: tuple[Method, ...] = (
         miss_bat,
         Lane.MERGED,
         f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
+        to_merge=plan_miss_bat,
+        limits="linear layers that r divides",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),

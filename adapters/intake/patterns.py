@@ -51,13 +51,16 @@ def matches(
 class KeyPatterns:
     """PEFT's rank_pattern / alpha_pattern: the first key that matches the module's end wins.
 
-    The rule is PEFT's get_pattern_key: re.match(rf"(.*\\.)?({key})$", module).
+    The rule is PEFT's get_pattern_key: re.match(rf"(.*\\.)?({key})$", module); `within` is
+    another one.
     """
 
-    def __init__(self, keys: Iterable[str], where: str, budget: Budget):
+    def __init__(
+        self, keys: Iterable[str], where: str, budget: Budget, within: str = r"(.*\.)?({})$"
+    ):
         self._where = where
         self._budget = budget
-        self._compiled = [(k, compile_pattern(k, where, within=r"(.*\.)?({})$")) for k in keys]
+        self._compiled = [(k, compile_pattern(k, where, within=within)) for k in keys]
 
     def key_for(self, module: str) -> str | None:
         for key, pattern in self._compiled:

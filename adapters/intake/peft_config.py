@@ -165,6 +165,17 @@ def whole_number(config: Mapping[str, Any], key: str, default: int, low: int) ->
     return value
 
 
+def seed(config: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number that torch takes as a seed; raises InvalidConfig."""
+    value = config.get(key, default)
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 64:
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; what was drawn in training can "
+            "only be drawn again from the whole number it was"
+        )
+    return value
+
+
 def finite_number(config: Mapping[str, Any], key: str, default: float) -> float:
     """A finite number; raises InvalidConfig."""
     value = config.get(key, default)

@@ -105,8 +105,8 @@ def plan_rules(
             findings.add("module", fault)
             continue
         faults = check_parts(spec, parts, rule.shapes, rule.bounds)
-        for kind, fault in faults:
-            findings.add(kind, fault)
+        for kind, wrong in faults:
+            findings.add(kind, wrong)
         if not faults:
             proved = {part: _proved(tensor, part, rule, spec) for part, tensor in parts.items()}
             edits += [_edit(leaf, rule, spec, proved, base) for leaf in rule.changes]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from peft.tuners.boft import layer as boft_layer
 
+from adapters.intake.tensors import block_diagonal
+
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 GPT2 = ["c_attn", "c_proj", "c_fc"]
@@ -50,7 +52,7 @@ class _BlockDiagonal:
 
     @staticmethod
     def forward(blocks: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.stack([torch.block_diag(*each) for each in blocks])]
+        return [torch.stack([block_diagonal(list(each)) for each in blocks])]
 
 
 @contextmanager
@@ -70,6 +72,33 @@ def _boft(values: dict[str, Any], *bases: str) -> Kind:
 def _ln(targets: list[str], *bases: str) -> Kind:
     parts = ("ln_tuning_layers.weight", "ln_tuning_layers.bias")
     return Kind("LNTuningConfig", {"target_modules": targets}, parts, bases)
+
+
+def _fourier(values: dict[str, Any], *bases: str) -> Kind:
+    values = {"target_modules": ALL, **values}
+    # PEFT transforms in fp32.
+    return Kind("FourierFTConfig", values, ("fourierft_spectrum",), bases or BOTH)
+
+
+def _c3a(values: dict[str, Any]) -> Kind:
+    # PEFT computes in fp32.
+    return Kind("C3AConfig", {"target_modules": ALL, **values}, ("c3a_kernel",))
+
+
+def _wave(values: dict[str, Any], *bases: str) -> Kind:
+    values = {"target_modules": ALL, "n_frequency": 90, **values}
+    return Kind("WaveFTConfig", values, ("waveft_spectrum",), bases or BOTH)
+
+
+def _rand(values: dict[str, Any], *bases: str) -> Kind:
+    values = {"target_modules": ALL, **values}
+    parts = ("randlora_lambda", "randlora_gamma")
+    return Kind("RandLoraConfig", values, parts, bases or BOTH, spread=0.05)
+
+
+def _road(values: dict[str, Any], *bases: str) -> Kind:
+    values = {"target_modules": ALL, "group_size": 8, **values}
+    return Kind("RoadConfig", values, ("road_theta", "road_alpha"), bases, around=True)
 
 
 HIRA = ("hira_A", "hira_B")
@@ -98,10 +127,35 @@ KINDS: dict[str, Kind] = {
     "ln-heads": _ln(["q_norm", "k_norm", "model.norm"], "qwen3"),
     "ln-biases": _ln(["ln_1", "ln_f"], "gpt2"),
     "hira": Kind("HiraConfig", {"target_modules": ALL, "r": 3}, HIRA),
-    "hira-patterns": Kind(
-        "HiraConfig",
-        {"target_modules": ALL, "r": 3, "rank_pattern": {"q_proj": 5, r"layers.1.*down_proj": 2}},
-        HIRA,
-    ),
     "hira-conv1d": Kind("HiraConfig", {"target_modules": GPT2, "r": 3}, HIRA, ("gpt2",)),
+    "fourierft": _fourier({"n_frequency": 90}),
+    "fourierft-patterns": _fourier(
+        {"n_frequency": 90, "n_frequency_pattern": {"q_proj": 70, "1.mlp.up_proj": 50}}
+    ),
+    "fourierft-conv1d": _fourier(
+        {"target_modules": GPT2, "n_frequency": 90, "random_loc_seed": 1 << 40}, "gpt2"
+    ),
+    "c3a": _c3a({"block_size": 8}),
+    "c3a-patterns": _c3a({"block_size": 8, "block_size_pattern": {"k_proj": 16, "lm_head": 4}}),
+    "waveft": _wave({"n_frequency": 90}),
+    "waveft-db4": _wave({"wavelet_family": "db4", "random_loc_seed": 5}),
+    "waveft-sym7": _wave({"wavelet_family": "sym7"}, "llama"),
+    "waveft-coif2": _wave({"wavelet_family": "coif2"}, "llama"),
+    "waveft-plain": _wave({"use_idwt": False, "n_frequency_pattern": {"q_proj": 70}}),
+    "waveft-proportional": _wave({"proportional_parameters": True, "n_frequency": 71}),
+    "waveft-conv1d": _wave({"target_modules": GPT2, "wavelet_family": "db2"}, "gpt2"),
+    "randlora": _rand({"r": 4}),
+    "randlora-uneven": _rand({"r": 5, "randlora_alpha": 7, "sparse": True}),
+    "randlora-one-side": _rand({"r": 4, "target_modules": ["down_proj", "gate_proj"]}),
+    "randlora-conv1d": _rand({"r": 4, "target_modules": GPT2}, "gpt2"),
+    "miss-bat": Kind(
+        "MissConfig", {"target_modules": ALL, "r": 8, "init_weights": "bat"}, ("miss_block",)
+    ),
+    "road": _road({}, *BOTH, "llama-biases"),
+    "road-2": _road({"variant": "road_2", "group_size": 16}, *BOTH),
+    "road-4": _road({"variant": "road_4", "group_size": 4}, *BOTH),
+    "shira": Kind(
+        "ShiraConfig", {"target_modules": ALL, "r": 3}, ("shira_weight", "shira_indices")
+    ),
+    "beft": Kind("BeftConfig", {"target_modules": ATTENTION}, ("beft_bias",), ("llama-biases",)),
 }

@@ -111,6 +111,8 @@ def test_the_edited_base_answers_as_peft(
         original = _logits(unmerged)
         plan = plan_of(tmp_path / "adapter", descriptor)
         assert plan.problems == ()
+        for compare in plan.copies:
+            compare()
         edited = _logits(carried_out(plan, path))
         effect = _difference(original, before)
         assert effect > 1e-3, "the adapter must be strong enough for the comparison"
