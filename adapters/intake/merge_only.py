@@ -9,15 +9,19 @@ from adapters.intake.beft import plan_beft
 from adapters.intake.boft import plan_boft
 from adapters.intake.c3a import plan_c3a
 from adapters.intake.fourierft import plan_fourierft
+from adapters.intake.frod import plan_frod
+from adapters.intake.glora import plan_glora
 from adapters.intake.hira import plan_hira
 from adapters.intake.ia3 import plan_ia3
 from adapters.intake.ln_tuning import plan_ln_tuning
 from adapters.intake.merging import MergePlan
 from adapters.intake.oft import plan_oft
+from adapters.intake.osf import plan_osf
 from adapters.intake.randlora import plan_randlora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.road import plan_road
 from adapters.intake.shira import plan_shira
+from adapters.intake.supertuning import plan_supertuning
 from adapters.intake.waveft import plan_waveft
 from adapters.models import BaseDescriptor
 
@@ -130,5 +134,37 @@ MERGE_ONLY: tuple[MergeOnly, ...] = (
         "it adds to biases of the base, which a plain LoRA has no place for",
         plan_beft,
         "layers that have a bias in the base",
+    ),
+    MergeOnly(
+        "glora",
+        "GLoRA",
+        "GLORA",
+        "it multiplies the base's weights and changes its biases, with full rank",
+        plan_glora,
+        "linear layers, their biases too",
+    ),
+    MergeOnly(
+        "frod",
+        "FRoD",
+        "FROD",
+        "it recombines the base's weights, a change of full rank",
+        plan_frod,
+        "linear layers and GPT-2's Conv1D; with save_projection",
+    ),
+    MergeOnly(
+        "osf",
+        "OSF",
+        "OSF",
+        "it replaces all but the largest singular directions of the base's weights",
+        plan_osf,
+        "linear layers",
+    ),
+    MergeOnly(
+        "supertuning",
+        "SuperTuning",
+        "SUPERTUNING",
+        "it changes single values of the base's weights, with full rank",
+        plan_supertuning,
+        "linear layers; with save_precomputed_indices",
     ),
 )

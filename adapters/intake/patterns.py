@@ -43,9 +43,21 @@ def matches(
     try:
         return method(name, timeout=budget.left()) is not None
     except TimeoutError:
-        raise InvalidConfig(
-            f"{where}: matching '{pattern.pattern[:80]}' takes too long; simplify the pattern"
-        ) from None
+        raise _too_long(pattern, where) from None
+
+
+def searches(pattern: regex.Pattern[str], name: str, where: str, budget: Budget) -> bool:
+    """Does `pattern` match anywhere in `name`? Raises InvalidConfig."""
+    try:
+        return pattern.search(name, timeout=budget.left()) is not None
+    except TimeoutError:
+        raise _too_long(pattern, where) from None
+
+
+def _too_long(pattern: regex.Pattern[str], where: str) -> InvalidConfig:
+    return InvalidConfig(
+        f"{where}: matching '{pattern.pattern[:80]}' takes too long; simplify the pattern"
+    )
 
 
 class KeyPatterns:

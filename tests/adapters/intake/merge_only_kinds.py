@@ -101,6 +101,29 @@ def _road(values: dict[str, Any], *bases: str) -> Kind:
     return Kind("RoadConfig", values, ("road_theta", "road_alpha"), bases, around=True)
 
 
+def _glora(values: dict[str, Any], *bases: str) -> Kind:
+    values = {"target_modules": ALL, "r": 3, **values}
+    parts = tuple(f"glora_{path}.{leaf}" for path in "ABCDE" for leaf in ("Xd", "Xu", "X"))
+    return Kind("GloraConfig", values, parts, bases)
+
+
+def _frod(values: dict[str, Any], *bases: str) -> Kind:
+    values = {"target_modules": ALL, "progressbar": False, **values}
+    parts = ("frod_lambda_l", "frod_lambda_s_values")
+    return Kind("FrodConfig", values, parts, bases or BOTH, around=True, spread=0.1)
+
+
+def _osf(values: dict[str, Any]) -> Kind:
+    parts = tuple(f"osf_svd_params.{leaf}" for leaf in ("U_low", "S_low", "V_low"))
+    return Kind("OSFConfig", {"target_modules": ALL, **values}, parts, around=True, spread=0.1)
+
+
+def _super(values: dict[str, Any]) -> Kind:
+    leaves = ("values", "indices", "lora_A.weight", "lora_B.weight")
+    parts = tuple(f"supertuning_{leaf}" for leaf in leaves)
+    return Kind("SupertuningConfig", {"target_modules": ALL, "sparsity": 0.93, **values}, parts)
+
+
 HIRA = ("hira_A", "hira_B")
 KINDS: dict[str, Kind] = {
     "ia3": _ia3(ALL, ["down_proj"]),
@@ -158,4 +181,25 @@ KINDS: dict[str, Kind] = {
         "ShiraConfig", {"target_modules": ALL, "r": 3}, ("shira_weight", "shira_indices")
     ),
     "beft": Kind("BeftConfig", {"target_modules": ATTENTION}, ("beft_bias",), ("llama-biases",)),
+    "glora": _glora({}, *BOTH, "llama-biases"),
+    "glora-vectors": _glora(
+        {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"},
+        "llama",
+        "llama-biases",
+    ),
+    "glora-numbers": _glora(
+        {"config_A_B": "constant", "config_C": "none", "config_D_E": "constant"}, "llama-biases"
+    ),
+    "glora-bias-only": _glora(
+        {"config_A_B": "none", "config_D_E": "none", "target_modules": ATTENTION}, "llama-biases"
+    ),
+    "frod": _frod({}),
+    "frod-sparse": _frod({"sparse_rate": 0.2, "target_modules": ["q_proj", "down_proj"]}),
+    "frod-conv1d": _frod({"target_modules": GPT2}, "gpt2"),
+    "osf": _osf({}),
+    "osf-part": _osf(
+        {"effective_rank": 0.3, "rank_pattern": {"v_proj$": 7, r"\.1\..*q_proj": 0.8}}
+    ),
+    "supertuning": _super({}),
+    "supertuning-lora": _super({"r": 3, "lora_alpha": 5}),
 }

@@ -49,6 +49,11 @@ def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def _at_hand(found: tuple[Path, BaseDescriptor]) -> tuple[Path, BaseDescriptor]:
+    path, descriptor = found
+    return path, descriptor.model_copy(update={"directory": str(path)})
+
+
 def plan_of(folder: Path, base: BaseDescriptor) -> MergePlan:
     raw = read_artifact(folder, None)
     method, _ = recognise(raw)
@@ -103,7 +108,7 @@ def test_the_edited_base_answers_as_peft(
     name: str, base: str, merge_bases: Bases, tmp_path: Path
 ) -> None:
     kind = KINDS[name]
-    path, descriptor = merge_bases[base]
+    path, descriptor = _at_hand(merge_bases[base])
     with kind.patched():
         _save_trained(kind, path, tmp_path / "adapter")
         before = _logits(_base_model(path))
@@ -152,7 +157,7 @@ def test_planning_twice_gives_the_same_and_an_adapters_name_goes(
     name: str, merge_bases: Bases, tmp_path: Path
 ) -> None:
     kind = KINDS[name]
-    path, descriptor = merge_bases[kind.bases[0]]
+    path, descriptor = _at_hand(merge_bases[kind.bases[0]])
     with kind.patched():
         _save_trained(kind, path, tmp_path / "adapter")
         plan = plan_of(tmp_path / "adapter", descriptor)
