@@ -38,8 +38,10 @@ from adapters.intake.kasa import plan_kasa
 from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
+from adapters.intake.merge_only import MERGE_ONLY
 from adapters.intake.merging import MergePlan
 from adapters.intake.miss import plan_miss
+from adapters.intake.miss_bat import plan_miss_bat
 from adapters.intake.peanut import plan_peanut
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.qalora import plan_qalora
@@ -86,6 +88,18 @@ METHODS: tuple[Method, ...] = (
         other_tuner(Fate.CONVERTIBLE),
         Lane.MERGED,
         f"{Fate.CONVERTIBLE.value}; until then {_MERGE}",
+    ),
+    *(
+        Method(
+            row.name,
+            row.title,
+            tuner(row.peft_type),
+            Lane.MERGED,
+            f"{row.why}; {_MERGE}",
+            to_merge=row.to_merge,
+            limits=row.limits,
+        )
+        for row in MERGE_ONLY
     ),
     Method(
         "other-merge",
@@ -219,6 +233,8 @@ METHODS: tuple[Method, ...] = (
         miss_bat,
         Lane.MERGED,
         f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
+        to_merge=plan_miss_bat,
+        limits="linear layers that r divides",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),

@@ -43,21 +43,36 @@ def matches(
     try:
         return method(name, timeout=budget.left()) is not None
     except TimeoutError:
-        raise InvalidConfig(
-            f"{where}: matching '{pattern.pattern[:80]}' takes too long; simplify the pattern"
-        ) from None
+        raise _too_long(pattern, where) from None
+
+
+def searches(pattern: regex.Pattern[str], name: str, where: str, budget: Budget) -> bool:
+    """Does `pattern` match anywhere in `name`? Raises InvalidConfig."""
+    try:
+        return pattern.search(name, timeout=budget.left()) is not None
+    except TimeoutError:
+        raise _too_long(pattern, where) from None
+
+
+def _too_long(pattern: regex.Pattern[str], where: str) -> InvalidConfig:
+    return InvalidConfig(
+        f"{where}: matching '{pattern.pattern[:80]}' takes too long; simplify the pattern"
+    )
 
 
 class KeyPatterns:
     """PEFT's rank_pattern / alpha_pattern: the first key that matches the module's end wins.
 
-    The rule is PEFT's get_pattern_key: re.match(rf"(.*\\.)?({key})$", module).
+    The rule is PEFT's get_pattern_key: re.match(rf"(.*\\.)?({key})$", module); `within` is
+    another one.
     """
 
-    def __init__(self, keys: Iterable[str], where: str, budget: Budget):
+    def __init__(
+        self, keys: Iterable[str], where: str, budget: Budget, within: str = r"(.*\.)?({})$"
+    ):
         self._where = where
         self._budget = budget
-        self._compiled = [(k, compile_pattern(k, where, within=r"(.*\.)?({})$")) for k in keys]
+        self._compiled = [(k, compile_pattern(k, where, within=within)) for k in keys]
 
     def key_for(self, module: str) -> str | None:
         for key, pattern in self._compiled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -140,12 +141,17 @@ def tuner_settings(
         rslora=flag(config, "use_rslora"),
         ranks={key: _rank(value, f"rank_pattern['{key}']", limit) for key, value in ranks.items()},
         alphas={key: _alpha(value, f"alpha_pattern['{key}']") for key, value in alphas.items()},
-        targets=_names(config, "target_modules"),
-        excluded=_names(config, "exclude_modules"),
+        targets=names_or_pattern(config, "target_modules"),
+        excluded=names_or_pattern(config, "exclude_modules"),
         layers=_layers(config.get("layers_to_transform")),
-        layers_pattern=_as_tuple(_names(config, "layers_pattern")),
+        layers_pattern=_as_tuple(names_or_pattern(config, "layers_pattern")),
         fan_in_fan_out=flag(config, "fan_in_fan_out"),
     )
+
+
+def target_settings(config: Mapping[str, Any]) -> LoraSettings:
+    """The targets of a tuner that has neither rank nor alpha."""
+    return tuner_settings({**config, "r": 1}, alpha=None, patterns=False)
 
 
 def whole_number(config: Mapping[str, Any], key: str, default: int, low: int) -> int:
@@ -157,6 +163,27 @@ def whole_number(config: Mapping[str, Any], key: str, default: int, low: int) ->
             f"it must be a whole number of at least {low}"
         )
     return value
+
+
+def seed(config: Mapping[str, Any], key: str, default: int) -> int:
+    """A whole number that torch takes as a seed; raises InvalidConfig."""
+    value = config.get(key, default)
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 64:
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; what was drawn in training can "
+            "only be drawn again from the whole number it was"
+        )
+    return value
+
+
+def finite_number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A finite number; raises InvalidConfig."""
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise InvalidConfig(
+            f"adapter_config.json: {key} is {reprlib.repr(value)}; it must be a finite number"
+        )
+    return float(value)
 
 
 _MISSING = object()
@@ -225,7 +252,7 @@ def _patterns(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _names(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str | None:
+def names_or_pattern(config: Mapping[str, Any], key: str) -> tuple[str, ...] | str | None:
     value = config.get(key)
     if value is None or value in ([], ""):
         return None

@@ -8,10 +8,10 @@ formulas of A and B) is a `Tuner`, one file each.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from adapters.errors import (
     ArtifactError,
@@ -33,12 +33,14 @@ from adapters.models import BaseDescriptor, ModuleSpec
 if TYPE_CHECKING:
     import torch
 
-_WHOLE = frozenset({"U8", "I16", "I32", "I64"})
+INTEGERS = frozenset({"U8", "I16", "I32", "I64"})
 MERGE = "merge the adapter into the base and serve the result"
 # Any tuner's tensors, to tell a config of one tuner with another's tensors.
 _TUNER_TENSOR = re.compile(
     r"\.(lora_|hada_|lokr_|p?vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|gralora_|c3a_"
-    r"|deft_|peanut_|psoft_|tinylora_|unilora_)"
+    r"|deft_|peanut_|psoft_|tinylora_|unilora_"
+    r"|ln_tuning_|hira_|randlora_|fourierft_|waveft_|road_|shira_|beft_|glora_|frod_|osf_"
+    r"|supertuning_|adamss_|bone_)"
 )
 
 
@@ -81,13 +83,28 @@ class Tuner:
     kinds: frozenset[str] = frozenset({"linear"})
 
 
+class Named(Protocol):
+    """Whose tensors are sorted: how it is called, what its tensors are, on what it works.
+
+    A part is a tensor's name after its module's; PEFT writes an adapter's own name, if there is
+    one, behind the part's first component.
+    """
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+    @property
+    def kinds(self) -> frozenset[str]: ...
+
+
 Found = dict[str, tuple[ModuleSpec, dict[str, LazyTensor]]]
 
 
 def plan_rewriting(raw: RawAdapter, base: BaseDescriptor, tuner: Tuner) -> LoraPlan:
     """Check every tensor against `tuner` and base; reads no tensor data."""
     findings = Findings()
-    found, others = _sort(raw, base, tuner, findings)
+    found, others = sort_parts(raw, base.modules, tuner, findings)
     copies = check_copies(others, base, findings)
     pairs: list[LoraPair] = []
     idle = 0
@@ -124,39 +141,56 @@ def plan_rewriting(raw: RawAdapter, base: BaseDescriptor, tuner: Tuner) -> LoraP
     )
 
 
-def _sort(
-    raw: RawAdapter, base: BaseDescriptor, tuner: Tuner, findings: Findings
+def sort_parts(
+    raw: RawAdapter, modules: tuple[ModuleSpec, ...], tuner: Named, findings: Findings
 ) -> tuple[Found, dict[str, LazyTensor]]:
     """Tensors by module; and those that are none of this tuner's."""
-    index = ModuleIndex(base.modules)
-    names = "|".join(re.escape(part) for part in tuner.parts)
-    pattern = re.compile(rf"(.+)\.({names})(?:\.(?!weight$)([^.]+))?(?:\.weight)?")
+    index = ModuleIndex(modules)
+    heads = "|".join({re.escape(part.partition(".")[0]): None for part in tuner.parts})
+    pattern = re.compile(rf"(.+)\.({heads})(?:\.([^.]+))?(?:\.([^.]+))?")
     found: Found = {}
     others: dict[str, LazyTensor] = {}
     infixes: dict[str | None, str] = {}
     for name, tensor in raw.tensors.items():
         key = pattern.fullmatch(strip_prefix(name))
-        if key is None:
+        part = _part(key, tuner.parts) if key is not None else None
+        if key is None or part is None:
             if _TUNER_TENSOR.search(name):
                 findings.add("another tuner", _anothers(name, tuner))
             else:
                 others[name] = tensor
             continue
-        module, part, infix = key.groups()
-        infixes.setdefault(infix, name)
+        module = key[1]
+        infixes.setdefault(part[1], name)
         spec = index.by_name.get(module)
         if spec is None:
             findings.add("unknown module", _unknown(name, module, index))
         elif spec.kind not in tuner.kinds:
             findings.add("kind", _wrong_kind(name, spec, tuner))
         else:
-            _put(found.setdefault(module, (spec, {}))[1], part, tensor, module, findings)
+            _put(found.setdefault(module, (spec, {}))[1], part[0], tensor, module, findings)
     if len(infixes) > 1:
         both = " and ".join(f"'{name}'" for name in list(infixes.values())[:2])
         findings.add(
             "infix", DamagedArtifact(f"the file mixes several adapters: {both}; save one by itself")
         )
     return found, others
+
+
+def _part(key: re.Match[str], parts: tuple[str, ...]) -> tuple[str, str | None] | None:
+    """The part and the adapter's name in it: `.weight` may follow where a part says nothing."""
+    _, head, first, second = key.groups()
+    if first is None:
+        return (head, None) if head in parts else None
+    if second is None:
+        if f"{head}.{first}" in parts:
+            return f"{head}.{first}", None
+        if head in parts:
+            return head, None if first == "weight" else first
+        return None
+    if f"{head}.{second}" in parts:
+        return f"{head}.{second}", first
+    return (head, first) if second == "weight" and head in parts else None
 
 
 def tuned_modules(raw: RawAdapter, parts: tuple[str, ...]) -> list[str]:
@@ -167,7 +201,7 @@ def tuned_modules(raw: RawAdapter, parts: tuple[str, ...]) -> list[str]:
     return sorted(found) or [""]
 
 
-def _anothers(name: str, tuner: Tuner) -> InvalidConfig:
+def _anothers(name: str, tuner: Named) -> InvalidConfig:
     return InvalidConfig(
         f"tensor '{name}' is none of {tuner.title}'s, which adapter_config.json says this is: "
         "config and tensors do not belong together"
@@ -180,7 +214,7 @@ def _unknown(name: str, module: str, index: ModuleIndex) -> BaseMismatch:
     )
 
 
-def _wrong_kind(name: str, spec: ModuleSpec, tuner: Tuner) -> NotServable:
+def _wrong_kind(name: str, spec: ModuleSpec, tuner: Named) -> NotServable:
     return NotServable(
         f"tensor '{name}': '{spec.name}' of the base is of the kind {spec.kind}, for which "
         f"{tuner.title} is not supported"
@@ -212,11 +246,31 @@ def _check(
     True also for what is right and only not hot.
     """
     some = next(iter(parts.values()))
-    extra = [part for part in parts if part not in rewrite.shapes]
-    missing = [part for part in rewrite.shapes if part not in parts]
+    faults = check_parts(spec, parts, rewrite.shapes, rewrite.whole)
+    for kind, fault in faults:
+        findings.add(kind, fault)
+    reason = not_hot(spec, base)
+    if reason is not None:
+        leaf = spec.name.rpartition(".")[2]
+        findings.add(f"not hot {leaf}", NotHotServable(f"'{some.name}': {reason}"))
+    if rewrite.rank > MAX_RANK:
+        findings.add("rank", _too_high(spec, rewrite.rank))
+    return not faults
+
+
+def check_parts(
+    spec: ModuleSpec,
+    parts: Mapping[str, LazyTensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    indices: Collection[str] = (),
+) -> list[tuple[str, ArtifactError]]:
+    """What is missing, too many, or of another shape or dtype; `indices` are whole numbers."""
+    some = next(iter(parts.values()))
+    extra = [part for part in parts if part not in shapes]
+    missing = [part for part in shapes if part not in parts]
     faults: list[tuple[str, ArtifactError]] = []
     if extra:
-        wanted = ", ".join(rewrite.shapes)
+        wanted = ", ".join(shapes)
         faults.append(
             (
                 "not declared",
@@ -235,20 +289,13 @@ def _check(
                 ),
             )
         )
-    for part, shape in rewrite.shapes.items():
-        if part in parts and (
-            fault := check_tensor(parts[part], shape, spec, whole=part in rewrite.whole)
-        ):
+    for part, shape in shapes.items():
+        dtypes = INTEGERS if part in indices else FLOATS
+        if part not in parts:
+            continue
+        if (fault := check_tensor(parts[part], shape, spec, dtypes)) is not None:
             faults.append((f"{part} {type(fault).__name__}", fault))
-    for kind, fault in faults:
-        findings.add(kind, fault)
-    reason = not_hot(spec, base)
-    if reason is not None:
-        leaf = spec.name.rpartition(".")[2]
-        findings.add(f"not hot {leaf}", NotHotServable(f"'{some.name}': {reason}"))
-    if rewrite.rank > MAX_RANK:
-        findings.add("rank", _too_high(spec, rewrite.rank))
-    return not faults
+    return faults
 
 
 def _too_high(spec: ModuleSpec, rank: int) -> NotHotServable:
@@ -262,8 +309,7 @@ def check_tensor(
     tensor: LazyTensor,
     shape: tuple[int, ...],
     spec: ModuleSpec | None = None,
-    *,
-    whole: bool = False,
+    dtypes: frozenset[str] = FLOATS,
 ) -> ArtifactError | None:
     """What is wrong with the tensor's shape or dtype; None if nothing."""
     sizes: tuple[int, ...] = (spec.in_features, spec.out_features) if spec is not None else ()
@@ -278,15 +324,11 @@ def check_tensor(
             f"must be {wanted}{where}"
         )
         return BaseMismatch(text) if wanted[axis] in sizes else InvalidConfig(text)
-    if whole and tensor.dtype not in _WHOLE:
-        return DamagedArtifact(
-            f"tensor '{tensor.name}' is {tensor.dtype}; it holds places in a table, which are "
-            "U8, I16, I32 or I64"
-        )
-    if not whole and tensor.dtype not in FLOATS:
-        return DamagedArtifact(
-            f"tensor '{tensor.name}' is {tensor.dtype}; factors are F16, BF16, F32 or F64"
-        )
+    if tensor.dtype not in dtypes:
+        wanted_dtypes = "factors are F16, BF16, F32 or F64"
+        if dtypes is INTEGERS:
+            wanted_dtypes = "indices are U8, I16, I32 or I64"
+        return DamagedArtifact(f"tensor '{tensor.name}' is {tensor.dtype}; {wanted_dtypes}")
     return None
 
 

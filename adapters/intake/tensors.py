@@ -361,3 +361,33 @@ def dtype_of(tensor: torch.Tensor) -> str:
 
 def item_size(dtype: str) -> int:
     return ITEM_SIZE[dtype]
+
+
+def outside(indices: torch.Tensor, bound: int) -> int | None:
+    """The first of `indices` that is below 0 or not below `bound`."""
+    wrong = indices[(indices < 0) | (indices >= bound)]
+    return int(wrong[0]) if wrong.numel() else None
+
+
+def without_largest(weight: torch.Tensor, rank: int) -> torch.Tensor:
+    """`weight` without the part of its `rank` largest singular values; taken apart in fp32."""
+    left, values, right = torch.linalg.svd(weight.to(torch.float32), full_matrices=False)
+    left, values, right = (part.to(weight.dtype) for part in (left, values, right))
+    rest: torch.Tensor = (left[:, rank:] * values[rank:]) @ right[rank:]
+    return rest
+
+
+def solved(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """X with matrix·X = right, in fp64; the nearest one where the matrix is singular."""
+    matrix, right = matrix.to(torch.float64), right.to(torch.float64)
+    try:
+        found: torch.Tensor = torch.linalg.solve(matrix, right)
+    except RuntimeError:
+        found = torch.linalg.pinv(matrix, rtol=1e-6) @ right
+    return found
+
+
+def unit_columns(matrix: torch.Tensor) -> torch.Tensor:
+    """Each column divided by its length, in fp32; those of (almost) none are zero."""
+    lengths = torch.linalg.vector_norm(matrix, dim=0)
+    return torch.where(lengths > 1e-12, matrix / lengths, 0.0).to(torch.float32)

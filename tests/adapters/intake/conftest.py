@@ -38,6 +38,12 @@ def _llama(*, tied: bool) -> PreTrainedModel:
     )
 
 
+def _llama_with_biases() -> PreTrainedModel:
+    model = _llama(tied=False)
+    model.config.attention_bias = True
+    return LlamaForCausalLM(model.config)
+
+
 def _qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(
         Qwen3Config(
@@ -92,3 +98,21 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Bas
 @pytest.fixture(scope="session")
 def llama(bases: dict[str, tuple[Path, BaseDescriptor]]) -> BaseDescriptor:
     return bases["llama"][1]
+
+
+@pytest.fixture(scope="session")
+def merge_bases(
+    bases: dict[str, tuple[Path, BaseDescriptor]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, BaseDescriptor]]:
+    """`bases` and some whose biases and norms are there and random: fresh ones hide a mistake."""
+    root = tmp_path_factory.mktemp("merge_bases")
+    found = dict(bases)
+    for name, build in (("gpt2", _gpt2), ("llama-biases", _llama_with_biases)):
+        torch.manual_seed(4)
+        model = build()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.data += torch.randn_like(parameter) * 0.3
+        model.save_pretrained(root / name)
+        found[name] = (root / name, describe_base(root / name))
+    return found

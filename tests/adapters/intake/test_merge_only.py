@@ -1,0 +1,177 @@
+"""Tuners that only a merge can serve: the base, edited, answers as PEFT's own forward does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from adapters.intake.formats import read_artifact
+from adapters.intake.merging import MergePlan
+from adapters.intake.methods import recognise
+from adapters.intake.peft_types import PEFT_TYPES
+from adapters.models import BaseDescriptor, Lane
+from tests.adapters.intake.conftest import VOCABULARY
+from tests.adapters.intake.merge_only_kinds import KINDS, Kind
+
+Bases = dict[str, tuple[Path, BaseDescriptor]]
+
+
+def _base_model(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
+
+
+def _logits(model: Any) -> torch.Tensor:
+    model.double()
+    tokens = torch.arange(2 * 24).reshape(2, 24) * 7 % VOCABULARY
+    with torch.inference_mode():
+        logits = model(tokens).logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
+    """A real adapter with random weights everywhere, saved by PEFT."""
+    config = getattr(peft, kind.config)(**{"task_type": "CAUSAL_LM", **kind.values})
+    model = get_peft_model(_base_model(path), config)
+    torch.manual_seed(11)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            change = torch.randn_like(parameter) * kind.spread
+            parameter.data = parameter.data + change if kind.around else change
+    model.save_pretrained(folder)
+
+
+def _at_hand(found: tuple[Path, BaseDescriptor]) -> tuple[Path, BaseDescriptor]:
+    path, descriptor = found
+    return path, descriptor.model_copy(update={"directory": str(path)})
+
+
+def plan_of(folder: Path, base: BaseDescriptor) -> MergePlan:
+    raw = read_artifact(folder, None)
+    method, _ = recognise(raw)
+    assert method.lane is Lane.MERGED
+    assert method.refusal is not None
+    assert method.to_merge is not None
+    return method.to_merge(raw, base)
+
+
+def carried_out(plan: MergePlan, path: Path) -> Any:
+    """The base with every edit applied, in fp64."""
+    model = _base_model(path)
+    if plan.base_config:
+        assert plan.base_config == {"tie_word_embeddings": False}
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    state = model.state_dict()
+    original = {name: value.clone() for name, value in state.items()}
+    done: set[str] = set()
+    for edit in plan.edits:
+        assert edit.reads is not None
+        old = state[edit.parameter] if edit.parameter in done else original[edit.reads]
+        done.add(edit.parameter)
+        new = edit.apply(old, *(tensor.load().to(old.dtype) for tensor in edit.inputs))
+        assert (tuple(new.shape), new.dtype) == (edit.shape, old.dtype)
+        state[edit.parameter].copy_(new)
+    return model
+
+
+def stored(plan: MergePlan, folder: Path) -> Path:
+    """What the store keeps of it: the tensors it uses and its config, in PEFT's layout."""
+    folder.mkdir()
+    save_file(
+        {name: tensor.load() for name, tensor in plan.uses.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = {"task_type": "CAUSAL_LM", "base_model_name_or_path": None, **plan.config}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+CASES = [(name, base) for name, kind in KINDS.items() for base in kind.bases]
+
+
+@pytest.mark.parametrize(("name", "base"), CASES)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_the_edited_base_answers_as_peft(
+    name: str, base: str, merge_bases: Bases, tmp_path: Path
+) -> None:
+    kind = KINDS[name]
+    path, descriptor = _at_hand(merge_bases[base])
+    with kind.patched():
+        _save_trained(kind, path, tmp_path / "adapter")
+        before = _logits(_base_model(path))
+        unmerged = PeftModel.from_pretrained(_base_model(path), tmp_path / "adapter").eval()
+        original = _logits(unmerged)
+        plan = plan_of(tmp_path / "adapter", descriptor)
+        assert plan.problems == ()
+        for compare in plan.copies:
+            compare()
+        edited = _logits(carried_out(plan, path))
+        effect = _difference(original, before)
+        assert effect > 1e-3, "the adapter must be strong enough for the comparison"
+        error = _difference(edited, original)
+        assert error <= kind.tolerance, f"{error} of an effect of {effect}"
+        if "tied" not in base:
+            # With tied embeddings PEFT's own merge changes both.
+            merged = _logits(unmerged.merge_and_unload(safe_merge=True))
+            assert _difference(edited, merged) <= kind.tolerance
+        again = plan_of(stored(plan, tmp_path / "stored"), descriptor)
+        assert again.problems == ()
+        _assert_equal(plan, again)
+        assert _difference(_logits(carried_out(again, path)), edited) == 0
+        kept = PeftModel.from_pretrained(_base_model(path), tmp_path / "stored").eval()
+        assert _difference(_logits(kept), original) <= kind.tolerance
+
+
+def _assert_equal(one: MergePlan, other: MergePlan) -> None:
+    """The same edits from the same tensors, and the same config to keep."""
+    assert one.config == other.config
+    assert one.config["peft_type"] in PEFT_TYPES
+    assert [_of(e) for e in one.edits] == [_of(e) for e in other.edits]
+    assert {n: (t.dtype, t.shape) for n, t in one.uses.items()} == {
+        n: (t.dtype, t.shape) for n, t in other.uses.items()
+    }
+    for name, tensor in one.uses.items():
+        assert torch.equal(tensor.load(), other.uses[name].load())
+
+
+def _of(edit: Any) -> tuple[Any, ...]:
+    return edit.parameter, edit.shape, edit.reads, edit.module, [t.shape for t in edit.inputs]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_planning_twice_gives_the_same_and_an_adapters_name_goes(
+    name: str, merge_bases: Bases, tmp_path: Path
+) -> None:
+    kind = KINDS[name]
+    path, descriptor = _at_hand(merge_bases[kind.bases[0]])
+    with kind.patched():
+        _save_trained(kind, path, tmp_path / "adapter")
+        plan = plan_of(tmp_path / "adapter", descriptor)
+        _assert_equal(plan, plan_of(tmp_path / "adapter", descriptor))
+        named = {}
+        for full, tensor in plan.uses.items():
+            part = next((p for p in kind.parts if full.endswith(f".{p}")), None)
+            if part is None:
+                named[full] = tensor.load()
+                continue
+            head, _, tail = part.partition(".")
+            stem = f"{full.removesuffix(part)}{head}.french"
+            named[f"{stem}.{tail}" if tail else stem] = tensor.load()
+        assert set(named) != set(plan.uses)
+        folder = stored(plan, tmp_path / "named")
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        _assert_equal(plan, plan_of(folder, descriptor))
