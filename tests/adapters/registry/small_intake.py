@@ -50,6 +50,7 @@ class SmallIntake:
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        alpha: float | None = None,
     ) -> Inspection:
         problems = () if (source / WEIGHTS).is_file() else (f"{source} has no {WEIGHTS}",)
         return Inspection(
@@ -69,6 +70,7 @@ class SmallIntake:
         base: BaseDescriptor,
         staging: Path,
         format: str | None,
+        alpha: float | None = None,
         progress: Progress | None = None,
     ) -> Manifest:
         weights = source / WEIGHTS
