@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, kohya, litgpt, loralib, mlx, peft, torchtune
+from adapters.intake import gguf, kohya, litgpt, loralib, mlx, peft, tinker, torchtune
 from adapters.intake.alpha import check_alpha, refuse_contradiction
 from adapters.intake.foreign import foreign_refusal
 from adapters.intake.locate import Listing, explain_unknown, locate
@@ -38,6 +38,7 @@ FORMATS: tuple[Format, ...] = (
         peft.recognises,
         peft.read,
     ),
+    Format("tinker", "the same, with Tinker's names", tinker.recognises, tinker.read),
     Format("mlx", "adapters.safetensors", mlx.recognises, mlx.read),
     Format("gguf", "one .gguf file", gguf.recognises, gguf.read),
     Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read),

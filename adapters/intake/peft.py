@@ -7,7 +7,7 @@ from functools import partial
 
 from adapters.errors import DamagedArtifact
 from adapters.intake import peft_writers as writers
-from adapters.intake import tensors
+from adapters.intake import tensors, tinker
 from adapters.intake.alpha import given_note, with_given_alpha
 from adapters.intake.base_names import quantized_note
 from adapters.intake.locate import CONFIG, OTHER_WEIGHTS, Listing, read_config
@@ -20,6 +20,8 @@ PICKLE = "adapter_model.bin"
 
 def recognises(listing: Listing) -> bool:
     """PEFT's weights are there, or a config that names one of PEFT's tuners and no others'."""
+    if tinker.recognises(listing):
+        return False  # the same files, under other names inside
     if SAFETENSORS in listing.names or PICKLE in listing.names:
         return True
     if listing.has(OTHER_WEIGHTS):

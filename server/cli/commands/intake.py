@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from adapters.intake.alpha import check_alpha
 from adapters.models import Inspection, Registered
 from server.cli.backend import Watch
 from server.cli.complete import adapter_names, base_names
@@ -21,10 +22,20 @@ _FORMAT = click.option(
     "--format", metavar="F", help="What the artifact is; by default found out from its files."
 )
 
+
+def _checked_alpha(
+    context: click.Context, parameter: click.Parameter, value: float | None
+) -> float | None:
+    """Here too: JSON, on the way to a server, has no word for what is no number."""
+    check_alpha(value)
+    return value
+
+
 _ALPHA = click.option(
     "--alpha",
     type=float,
     metavar="N",
+    callback=_checked_alpha,
     help="The lora_alpha of the training, for an artifact that does not store it "
     "(loralib; verl's 0).",
 )
