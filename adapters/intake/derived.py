@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adapters.intake import tensors
 from adapters.intake.raw import LazyTensor
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
         return tensor.load()[start:stop].contiguous()
 
     return replace(tensor, shape=(stop - start, *tensor.shape[1:]), load=load)
+
+
+def on_the_diagonal(tensor: LazyTensor, parts: int) -> LazyTensor:
+    """`parts` blocks of rows, [n·a, b], each in columns of its own: [n·a, n·b]."""
+    assert tensor.shape[0] % parts == 0, "the reader checks the rows first"
+
+    def load() -> torch.Tensor:
+        return tensors.block_diagonal(list(tensor.load().chunk(parts)))
+
+    return replace(tensor, shape=(tensor.shape[0], parts * tensor.shape[1]), load=load)
 
 
 def half_split(tensor: LazyTensor, heads: int) -> LazyTensor:

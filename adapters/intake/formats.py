@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, kohya, litgpt, mlx, peft, torchtune
+from adapters.intake import gguf, kohya, litgpt, loralib, mlx, peft, tinker, torchtune
+from adapters.intake.alpha import check_alpha, refuse_contradiction
 from adapters.intake.foreign import foreign_refusal
 from adapters.intake.locate import Listing, explain_unknown, locate
 from adapters.intake.raw import RawAdapter
@@ -37,23 +38,28 @@ FORMATS: tuple[Format, ...] = (
         peft.recognises,
         peft.read,
     ),
+    Format("tinker", "the same, with Tinker's names", tinker.recognises, tinker.read),
     Format("mlx", "adapters.safetensors", mlx.recognises, mlx.read),
     Format("gguf", "one .gguf file", gguf.recognises, gguf.read),
     Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read),
     Format("torchtune", "adapter_model.pt", torchtune.recognises, torchtune.read),
     Format("kohya", "one .safetensors with lora_….lora_down.weight", kohya.recognises, kohya.read),
+    Format("loralib", "one .pt with X.lora_A and X.lora_B", loralib.recognises, loralib.read),
 )
 
 SUPPORTED = ", ".join(f"{row.name} ({row.files})" for row in FORMATS)
 
 
-def read_artifact(source: Path, format_name: str | None) -> RawAdapter:
+def read_artifact(source: Path, format_name: str | None, alpha: float | None = None) -> RawAdapter:
     """Find the artifact in `source`, tell its format (or take the one given) and read its headers.
 
-    Raises ArtifactError subclasses.
+    `alpha` is for an artifact that does not say its own. Raises ArtifactError subclasses, and
+    UsageError for an alpha that is none.
     """
+    check_alpha(alpha)
     listing, notes = locate(source)
-    raw = _format_of(listing, format_name).read(listing)
+    raw = _format_of(listing, format_name).read(replace(listing, alpha=alpha))
+    refuse_contradiction(raw, alpha)
     if not notes:
         return raw
     return replace(raw, provenance=replace(raw.provenance, notes=notes + raw.provenance.notes))

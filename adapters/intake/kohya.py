@@ -22,7 +22,6 @@ from adapters.errors import (
     BaseMismatch,
     DamagedArtifact,
     InvalidConfig,
-    NotHotServable,
     NotServable,
     UnknownFormat,
 )
@@ -42,7 +41,7 @@ _OTHERS = re.compile(
 _MAX_FILES = 16
 _KEY = re.compile(r"(?P<stem>(?:lora|lycoris)_[^.]+)\.(?P<part>.+)")
 _MARKS = re.compile(r"(?:lora|lycoris)_[^.]+\.(?:lora_(?:up|down)\.weight|hada_w|lokr_w|alpha$)")
-_NAMED = re.compile(r"(lora|lycoris)[^/]*\.safetensors", re.IGNORECASE)
+_NAMED = re.compile(r"[^/]*(lora|lycoris)[^/]*\.safetensors", re.IGNORECASE)
 _IMAGE = re.compile(r"lora_(unet|transformer|vae|controlnet)_")
 _PREFIXES = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lycoris_", "lora_")
 _PARTS = {
@@ -156,7 +155,7 @@ def _refuse(name: str, stem: str, part: str) -> None:
             "its kin, and only language models are served here"
         )
     if part in _REFUSED:
-        raise NotHotServable(
+        raise UnknownFormat(
             f"tensor '{name}' is LyCORIS's {_REFUSED[part]}, which is not read from this format; "
             "merge it into the base with LyCORIS and serve the result"
         )

@@ -7,7 +7,8 @@ from functools import partial
 
 from adapters.errors import DamagedArtifact
 from adapters.intake import peft_writers as writers
-from adapters.intake import tensors
+from adapters.intake import tensors, tinker
+from adapters.intake.alpha import given_note, with_given_alpha
 from adapters.intake.base_names import quantized_note
 from adapters.intake.locate import CONFIG, OTHER_WEIGHTS, Listing, read_config
 from adapters.intake.provenance import guess_trainer, short_text
@@ -19,6 +20,8 @@ PICKLE = "adapter_model.bin"
 
 def recognises(listing: Listing) -> bool:
     """PEFT's weights are there, or a config that names one of PEFT's tuners and no others'."""
+    if tinker.recognises(listing):
+        return False  # the same files, under other names inside
     if SAFETENSORS in listing.names or PICKLE in listing.names:
         return True
     if listing.has(OTHER_WEIGHTS):
@@ -28,11 +31,14 @@ def recognises(listing: Listing) -> bool:
 
 def read(listing: Listing) -> RawAdapter:
     """Config and tensors' headers; raises ArtifactError subclasses."""
-    config = writers.config_as_peft(read_config(listing.path))
+    stored = writers.config_as_peft(read_config(listing.path))
+    config = with_given_alpha(stored, listing.alpha)
     writers.refuse_unconverted(listing, config)
     writers.refuse_unfrozen(listing)
     base_by_trainer = short_text(config, "base_model_name_or_path")
     notes = list(quantized_note(base_by_trainer))
+    if config is not stored:
+        notes.extend(given_note(listing.alpha))
     if SAFETENSORS in listing.names:
         weights = listing.path / SAFETENSORS
         found = tensors.read_safetensors(weights)

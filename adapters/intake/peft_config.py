@@ -223,7 +223,7 @@ def _alpha(value: Any, key: str) -> float:
     if number == 0:
         raise InvalidConfig(
             f"adapter_config.json: {key} is 0, so the adapter would have no effect; "
-            "set it to the value used in training (verl's merger writes 0)"
+            "give the value used in training with --alpha (verl's merger writes 0)"
         )
     if number < 0:
         raise InvalidConfig(f"adapter_config.json: {key} is {value}; it must be greater than 0")

@@ -36,15 +36,17 @@ def take_in(
     base: BaseDescriptor,
     staging: Path,
     format: str | None,
+    alpha: float | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Check the artifact in `source` against `base` and write what is kept of it into `staging`.
 
-    That is the canonical form for the hot lane, the merge form for the merged one. `progress` is
-    called with bytes done and bytes in all. Raises ArtifactError subclasses with one sentence;
-    what is in `staging` then means nothing.
+    That is the canonical form for the hot lane, the merge form for the merged one. `alpha` is what
+    an artifact that stores none was trained with. `progress` is called with bytes done and bytes
+    in all. Raises ArtifactError subclasses with one sentence; what is in `staging` then means
+    nothing.
     """
-    raw = read_artifact(source, format)
+    raw = read_artifact(source, format, alpha)
     method, evidence = recognise(raw)
     plan = plan_artifact(raw, method, evidence, base)
     _raise_first(plan.problems)
@@ -111,14 +113,18 @@ def _facts(plan: Plan, base: BaseDescriptor) -> _Facts:
 
 
 def examine(
-    source: Path, *, bases: Sequence[tuple[str, BaseDescriptor]], format: str | None
+    source: Path,
+    *,
+    bases: Sequence[tuple[str, BaseDescriptor]],
+    format: str | None,
+    alpha: float | None = None,
 ) -> Inspection:
     """What the artifact is, which of `bases` it fits, how it would be served, what is wrong.
 
     Whatever is wrong with the artifact is in the answer's `problems`; nothing is raised for it.
     """
     try:
-        raw = read_artifact(source, format)
+        raw = read_artifact(source, format, alpha)
     except ArtifactError as fault:
         return _inspection(problems=(fault.message,))
     try:

@@ -147,13 +147,14 @@ def sort_parts(
     """Tensors by module; and those that are none of this tuner's."""
     index = ModuleIndex(modules)
     heads = "|".join({re.escape(part.partition(".")[0]): None for part in tuner.parts})
-    pattern = re.compile(rf"(.+)\.({heads})(?:\.([^.]+))?(?:\.([^.]+))?")
+    pattern = re.compile(rf"(.+)\.({heads})((?:\.[^.]+)*)")
+    parts = frozenset(tuner.parts)
     found: Found = {}
     others: dict[str, LazyTensor] = {}
     infixes: dict[str | None, str] = {}
     for name, tensor in raw.tensors.items():
         key = pattern.fullmatch(strip_prefix(name))
-        part = _part(key, tuner.parts) if key is not None else None
+        part = _part(key[2], key[3].split(".")[1:], parts) if key is not None else None
         if key is None or part is None:
             if _TUNER_TENSOR.search(name):
                 findings.add("another tuner", _anothers(name, tuner))
@@ -177,20 +178,14 @@ def sort_parts(
     return found, others
 
 
-def _part(key: re.Match[str], parts: tuple[str, ...]) -> tuple[str, str | None] | None:
+def _part(head: str, tail: list[str], parts: frozenset[str]) -> tuple[str, str | None] | None:
     """The part and the adapter's name in it: `.weight` may follow where a part says nothing."""
-    _, head, first, second = key.groups()
-    if first is None:
-        return (head, None) if head in parts else None
-    if second is None:
-        if f"{head}.{first}" in parts:
-            return f"{head}.{first}", None
-        if head in parts:
-            return head, None if first == "weight" else first
-        return None
-    if f"{head}.{second}" in parts:
-        return f"{head}.{second}", first
-    return (head, first) if second == "weight" and head in parts else None
+    for infix, rest in ((None, tail), (tail[0] if tail else None, tail[1:])):
+        for end in (len(rest), len(rest) - 1 if rest[-1:] == ["weight"] else len(rest)):
+            part = ".".join([head, *rest[:end]])
+            if part in parts:
+                return part, infix
+    return None
 
 
 def tuned_modules(raw: RawAdapter, parts: tuple[str, ...]) -> list[str]:

@@ -27,6 +27,7 @@ class IntakeProtocol(Protocol):
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        alpha: float | None = None,
     ) -> Inspection:
         """Faults of the artifact become `problems`."""
 
@@ -37,6 +38,7 @@ class IntakeProtocol(Protocol):
         base: BaseDescriptor,
         staging: Path,
         format: str | None,
+        alpha: float | None = None,
         progress: Progress | None = None,
     ) -> Manifest:
         """Writes the canonical files into `staging`; raises ArtifactError."""
@@ -68,12 +70,13 @@ class TensorIntake:
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        alpha: float | None = None,
     ) -> Inspection:
         """See IntakeProtocol."""
         with interrupt_deferred():
             from adapters.intake.pipeline import examine
 
-        return examine(source, bases=bases, format=format)
+        return examine(source, bases=bases, format=format, alpha=alpha)
 
     def take_in(
         self,
@@ -82,13 +85,16 @@ class TensorIntake:
         base: BaseDescriptor,
         staging: Path,
         format: str | None,
+        alpha: float | None = None,
         progress: Progress | None = None,
     ) -> Manifest:
         """See IntakeProtocol."""
         with interrupt_deferred():
             from adapters.intake.pipeline import take_in
 
-        return take_in(source, base=base, staging=staging, format=format, progress=progress)
+        return take_in(
+            source, base=base, staging=staging, format=format, alpha=alpha, progress=progress
+        )
 
     def compose(
         self,

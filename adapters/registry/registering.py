@@ -33,6 +33,7 @@ def register(
     base: str,
     tag: str | None,
     format: str | None,
+    alpha: float | None,
     dry_run: bool,
     policy: Policy,
     actor: str,
@@ -53,7 +54,12 @@ def register(
         tell("write")
         with full_disk(layout.root), told_as(source, local):
             manifest = intake.take_in(
-                local, base=descriptor, staging=staging.files, format=format, progress=progress
+                local,
+                base=descriptor,
+                staging=staging.files,
+                format=format,
+                alpha=alpha,
+                progress=progress,
             )
         if remote:
             manifest = manifest.model_copy(update={"source": source.shown})
@@ -105,18 +111,19 @@ def inspect(
     *,
     bases: Sequence[tuple[str, BaseDescriptor]],
     format: str | None,
+    alpha: float | None,
     policy: Policy,
     on_step: OnStep | None,
     progress: Progress | None,
 ) -> Inspection:
     """See `Catalog.inspect`. Stages only what has to be fetched: a directory needs no writing."""
     if not needs_place(source):
-        return intake.examine(Path(source.text), bases=bases, format=format)
+        return intake.examine(Path(source.text), bases=bases, format=format, alpha=alpha)
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
         local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("read")
-        found = intake.examine(local, bases=bases, format=format)
+        found = intake.examine(local, bases=bases, format=format, alpha=alpha)
         problems = tuple(rename(problem, source, local) for problem in found.problems)
         reasons = tuple(rename(reason, source, local) for reason in found.reasons)
         return found.model_copy(update={"problems": problems, "reasons": reasons})

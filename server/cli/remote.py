@@ -72,6 +72,7 @@ class RemoteBackend:
         base: str,
         tag: str | None,
         format: str | None,
+        alpha: float | None = None,
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
@@ -83,6 +84,7 @@ class RemoteBackend:
             "base": base,
             "tag": tag,
             "format": format,
+            "alpha": alpha,
             "dry_run": dry_run,
         }
         return self._work("/adapters", body, Registered, watch)
@@ -92,12 +94,18 @@ class RemoteBackend:
         source: str,
         *,
         format: str | None,
+        alpha: float | None = None,
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
     ) -> Inspection:
         _servers_choice(allow_private_urls)
-        body = {"source": completed_source(source), "format": format, "base": base}
+        body = {
+            "source": completed_source(source),
+            "format": format,
+            "alpha": alpha,
+            "base": base,
+        }
         return self._work("/inspect", body, Inspection, watch)
 
     def compose(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from adapters.store.verify import VerifyReport
 
 
+ALPHA = "The lora_alpha of the training, for an artifact that does not store it."
+
+
 class StoreInfo(Frozen):
     """The store a server or the CLI works on."""
 
@@ -40,6 +43,7 @@ class RegisterRequest(Frozen):
     base: str
     tag: str | None = None
     format: str | None = None
+    alpha: float | None = Field(None, description=ALPHA)
     dry_run: bool = False
 
 
@@ -48,6 +52,7 @@ class InspectRequest(Frozen):
 
     source: str
     format: str | None = None
+    alpha: float | None = Field(None, description=ALPHA)
     base: str | None = None
 
 

@@ -18,6 +18,7 @@ from loadtests.live import LiveServer, run_cli
 from tests.adapters.intake.bad_artifacts import BAD
 from tests.adapters.intake.bad_converted import BAD_CONVERTED
 from tests.adapters.intake.bad_formats import BAD_FORMATS
+from tests.adapters.intake.bad_other_formats import BAD_OTHER
 from tests.adapters.intake.bad_tuners import BAD_TUNERS
 
 PROMPT = "What is the capital of France?"
@@ -131,14 +132,15 @@ def test_no_bad_artifact_gets_in_and_the_server_answers_right_after_all(
     with Catalog.open(live.store) as catalog:
         descriptor = catalog.base_descriptor("smollm2")
         before = [adapter.name for adapter in catalog.adapters()]
-        for name, bad in (BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS).items():
+        every = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS | BAD_OTHER
+        for name, bad in every.items():
             if name.endswith("-without-the-base"):
                 continue  # here the base is at hand
             folder = tmp_path / name
             folder.mkdir()
             bad(folder, descriptor)
             # Those of other formats have a tiny base's sizes: bad here for more than one reason.
-            refusal = ArtifactError if name in BAD_FORMATS else bad.error
+            refusal = ArtifactError if name in BAD_FORMATS | BAD_OTHER else bad.error
             with pytest.raises(refusal):
                 catalog.register(str(folder / bad.inside), name="bad", base="smollm2")
             shutil.rmtree(folder)

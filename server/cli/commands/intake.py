@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from adapters.intake.alpha import check_alpha
 from adapters.models import Inspection, Registered
 from server.cli.backend import Watch
 from server.cli.complete import adapter_names, base_names
@@ -19,6 +20,24 @@ _PRIVATE = click.option(
 )
 _FORMAT = click.option(
     "--format", metavar="F", help="What the artifact is; by default found out from its files."
+)
+
+
+def _checked_alpha(
+    context: click.Context, parameter: click.Parameter, value: float | None
+) -> float | None:
+    """Here too: JSON, on the way to a server, has no word for what is no number."""
+    check_alpha(value)
+    return value
+
+
+_ALPHA = click.option(
+    "--alpha",
+    type=float,
+    metavar="N",
+    callback=_checked_alpha,
+    help="The lora_alpha of the training, for an artifact that does not store it "
+    "(loralib; verl's 0).",
 )
 
 
@@ -40,6 +59,7 @@ _FORMAT = click.option(
 )
 @click.option("--tag", metavar="T", help="Also point this tag at it; `latest` always moves.")
 @_FORMAT
+@_ALPHA
 @click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
 @_PRIVATE
 @pass_session
@@ -50,6 +70,7 @@ def register(
     base: str,
     tag: str | None,
     format: str | None,
+    alpha: float | None,
     dry_run: bool,
     allow_private_urls: bool,
 ) -> None:
@@ -67,6 +88,7 @@ def register(
                 base=base,
                 tag=tag,
                 format=format,
+                alpha=alpha,
                 dry_run=dry_run,
                 watch=Watch(shown.step, shown.advance),
                 allow_private_urls=allow_private_urls,
@@ -90,6 +112,7 @@ def register(
     help="Check it against this base only; by default against every registered one.",
 )
 @_FORMAT
+@_ALPHA
 @_PRIVATE
 @pass_session
 def inspect(
@@ -97,6 +120,7 @@ def inspect(
     source: str,
     base: str | None,
     format: str | None,
+    alpha: float | None,
     allow_private_urls: bool,
 ) -> None:
     """Say what the artifact SOURCE is, how it would be served and what is wrong with it.
@@ -108,6 +132,7 @@ def inspect(
         found = session.backend().inspect(
             source,
             format=format,
+            alpha=alpha,
             base=base,
             watch=Watch(shown.step, shown.advance),
             allow_private_urls=allow_private_urls,

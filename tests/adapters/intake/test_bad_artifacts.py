@@ -15,10 +15,12 @@ from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
 from tests.adapters.intake.bad_converted import BAD_CONVERTED, RIGHT_CONVERTED
 from tests.adapters.intake.bad_formats import BAD_FORMATS, GOOD
+from tests.adapters.intake.bad_other_formats import BAD_OTHER, GOOD_OTHER
 from tests.adapters.intake.bad_tuners import BAD_TUNERS
 from tests.adapters.intake.bad_tuners import RIGHT as RIGHT_TUNERS
 
-ALL = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS
+ALL = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS | BAD_OTHER
+ALL_GOOD = GOOD | GOOD_OTHER
 RIGHT = RIGHT_TUNERS | RIGHT_CONVERTED
 
 
@@ -99,12 +101,12 @@ def test_the_unspoilt_artifact_is_taken(
     assert manifest.targets == ("k_proj", "o_proj", "q_proj", "v_proj")
 
 
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", ALL_GOOD)
 def test_the_unspoilt_artifacts_of_other_formats_are_taken(
     name: str, llama: BaseDescriptor, tmp_path: Path, staging: Path
 ) -> None:
     (tmp_path / "artifact").mkdir()
-    GOOD[name](tmp_path / "artifact", llama)
+    ALL_GOOD[name](tmp_path / "artifact", llama)
     manifest = take_in(tmp_path / "artifact", base=llama, staging=staging, format=None)
     assert manifest.format == name
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from adapters.bases.describe import describe_base
-from adapters.errors import NotServable
+from adapters.errors import InvalidConfig, NotServable
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.trainers.tiny_base import CONFIGS, TOKENS, write_base
@@ -37,6 +37,7 @@ class Real:
     scale: str
     file: str = "."
     method: str = "lora"
+    alpha: float | None = None
 
 
 _ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
@@ -57,6 +58,15 @@ REAL: dict[str, Real] = {
     "trl-dpo": Real("llama", "peft", ("down_proj", "q_proj", "v_proj"), "alpha/r = 6/2 = 3"),
     "trl-kto": Real("llama", "peft", ("o_proj", "q_proj"), "alpha/r = 6/2 = 3"),
     "trl-grpo": Real("llama", "peft", ("q_proj", "v_proj"), "alpha/r = 6/2 = 3"),
+    "loralib-llama": Real(
+        "llama",
+        "loralib",
+        ("down_proj", "q_proj", "v_proj"),
+        "alpha/r = 6/4 = 1.5",
+        "my_lora.pt",
+        alpha=6,
+    ),
+    "loralib-gpt2": Real("gpt2", "loralib", ("c_attn",), "alpha/r = 18/12 = 1.5", alpha=6),
     "lycoris-locon": Real("llama", "kohya", _ALL, "alpha/r = 6/4 = 1.5"),
     "lycoris-te": Real("qwen3", "kohya", _ALL, "alpha/r = 3/4 = 0.75", "tiny_lora.safetensors"),
     "lycoris-loha": Real("llama", "kohya", _ALL, "alpha/r = 6/3 = 2", method="loha"),
@@ -100,10 +110,10 @@ def test_canonical_form_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_p
     source = HERE / "artifacts" / name / real.file
     expected = load_file(HERE / "expected" / f"{name}.safetensors")
 
-    found = examine(source, bases=[(real.base, descriptor)], format=None)
+    found = examine(source, bases=[(real.base, descriptor)], format=None, alpha=real.alpha)
     assert (found.problems, found.lane, found.format) == ((), Lane.HOT, real.format)
     assert found.method == real.method
-    manifest = take_in(source, base=descriptor, staging=tmp_path, format=None)
+    manifest = take_in(source, base=descriptor, staging=tmp_path, format=None, alpha=real.alpha)
     assert manifest.targets == real.targets
     assert manifest.scale == real.scale
 
@@ -133,3 +143,22 @@ def test_what_dpo_started_from_is_not_its_result(tiny: TinyBases, tmp_path: Path
     adapted = _logits(PeftModel.from_pretrained(_model(path), tmp_path))
     expected = load_file(HERE / "expected/trl-sft.safetensors")["after"]
     assert _apart(adapted, expected) < 3e-6 * expected.abs().max().item()
+
+
+def test_alpha_is_asked_for_where_the_artifact_has_none(tiny: TinyBases, tmp_path: Path) -> None:
+    _, base = tiny["llama"]
+    source = HERE / "artifacts/loralib-llama"
+    with pytest.raises(InvalidConfig, match="--alpha N"):
+        take_in(source, base=base, staging=tmp_path, format=None)
+    found = examine(source, bases=[("tiny", base)], format=None)
+    assert (found.format, found.method) == ("loralib", "lora")
+    assert "--alpha N" in found.problems[0]
+    manifest = take_in(source, base=base, staging=tmp_path, format=None, alpha=6)
+    assert "alpha = 6 was given with --alpha" in manifest.notes
+
+
+def test_parts_of_a_joint_layer_are_not_guessed(tiny: TinyBases, tmp_path: Path) -> None:
+    _, base = tiny["gpt2"]
+    source = HERE / "artifacts/loralib-gpt2-part"
+    with pytest.raises(InvalidConfig, match="2 of the 3 parts of a joint layer"):
+        take_in(source, base=base, staging=tmp_path, format=None, alpha=6)

@@ -51,6 +51,7 @@ class SmallIntake:
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        alpha: float | None = None,
     ) -> Inspection:
         problems = () if (source / WEIGHTS).is_file() else (f"{source} has no {WEIGHTS}",)
         return Inspection(
@@ -70,6 +71,7 @@ class SmallIntake:
         base: BaseDescriptor,
         staging: Path,
         format: str | None,
+        alpha: float | None = None,
         progress: Progress | None = None,
     ) -> Manifest:
         weights = source / WEIGHTS

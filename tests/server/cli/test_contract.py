@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -139,6 +141,27 @@ def test_dry_run_changes_nothing(place: Place, tiny: TinyArtifacts) -> None:
     arguments = ("register", str(tiny.first), "--name", "fresh", "--base", "tiny", "--dry-run")
     assert place.cli.ok(*arguments)["version"] == "v1"
     assert [row["name"] for row in place.cli.ok("ls")] == ["bot"]
+
+
+def test_alpha_for_an_artifact_that_does_not_store_it(
+    place: Place, tiny: TinyArtifacts, tmp_path: Path
+) -> None:
+    """verl writes 0; with the right alpha it is the same adapter as before."""
+    source = tmp_path / "lora_adapter"
+    shutil.copytree(tiny.second, source)
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 0}))
+    order = ("register", str(source), "--name", "bot", "--base", "tiny")
+    code, error = place.cli.refused(*order)
+    assert (code, error["code"]) == (1, "invalid_config")
+    assert "--alpha" in error["message"]
+    done = place.cli.ok(*order, "--alpha", "8")
+    assert (done["version"], done["created"]) == ("v2", False)
+    assert place.cli.ok("inspect", str(source), "--alpha", "8")["problems"] == []
+    problems = place.cli.ok("inspect", str(tiny.second), "--alpha", "9")["problems"]
+    assert "--alpha 9 contradicts" in problems[0]
+    for wrong in ("nan", "0", "-1", "inf"):
+        assert place.cli.refused(*order, "--alpha", wrong)[1]["code"] == "usage"
 
 
 def test_inspect(place: Place, tiny: TinyArtifacts) -> None:

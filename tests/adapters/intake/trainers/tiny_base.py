@@ -55,6 +55,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "tie_word_embeddings": False,
     },
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "tie_word_embeddings": True,
+    },
 }
 
 
@@ -88,13 +97,43 @@ def weights_of(kind: str) -> dict[str, np.ndarray[Any, Any]]:
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (VOCABULARY, hidden)
+    if kind == "gpt2":
+        shapes = _gpt2_shapes(hidden, config["n_layer"], config["n_positions"])
     return {
         name: (
             stream.standard_normal(shape) * (0.2 if len(shape) == 2 else 0.1)
-            + (1.0 if name.endswith("norm.weight") else 0.0)
+            + (1.0 if _is_norm(name) else 0.0)
         ).astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+def _gpt2_shapes(hidden: int, layers: int, positions: int) -> dict[str, tuple[int, ...]]:
+    """GPT-2's own names; its Conv1D keeps weights as [in, out]."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (VOCABULARY, hidden),
+        "transformer.wpe.weight": (positions, hidden),
+        "transformer.ln_f.weight": (hidden,),
+        "transformer.ln_f.bias": (hidden,),
+    }
+    sizes = {
+        "attn.c_attn": (hidden, 3 * hidden),
+        "attn.c_proj": (hidden, hidden),
+        "mlp.c_fc": (hidden, 4 * hidden),
+        "mlp.c_proj": (4 * hidden, hidden),
+    }
+    for layer in range(layers):
+        stem = f"transformer.h.{layer}"
+        for norm in ("ln_1", "ln_2"):
+            shapes[f"{stem}.{norm}.weight"] = shapes[f"{stem}.{norm}.bias"] = (hidden,)
+        for name, (inputs, outputs) in sizes.items():
+            shapes[f"{stem}.{name}.weight"] = (inputs, outputs)
+            shapes[f"{stem}.{name}.bias"] = (outputs,)
+    return shapes
+
+
+def _is_norm(name: str) -> bool:
+    return name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
 
 
 def write_base(folder: Path, kind: str) -> Path:
