@@ -79,7 +79,7 @@ class LoraPlan:
 
 
 @dataclass(slots=True)
-class _Halves:
+class Halves:
     """What was found for one module while the keys are sorted."""
 
     spec: ModuleSpec
@@ -95,14 +95,16 @@ def plan_lora(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     """
     settings = parse_settings(raw.config)
     findings = Findings()
-    halves, others = _sort_keys(raw, base, findings)
+    halves, others = sort_factors(raw, base, findings)
     copies = check_copies(others, base, findings)
     scales = settings.scales(list(halves))
     pairs = [
         pair
         for module, found in halves.items()
-        if (pair := _pair(found, scales[module], base, findings)) is not None
+        if (pair := pair_of(found, scales[module], findings)) is not None
     ]
+    for found in halves.values():
+        _find_not_hot(found, base, findings)
     notes = check_targets(settings, halves.keys(), base, findings)
     if not halves and not findings:
         findings.add("empty", DamagedArtifact(_NO_TENSORS))
@@ -123,12 +125,12 @@ def _uses(raw: RawAdapter, others: Mapping[str, LazyTensor]) -> dict[str, LazyTe
     return {stored_name(name): raw.tensors[name] for name in raw.tensors if name not in others}
 
 
-def _sort_keys(
+def sort_factors(
     raw: RawAdapter, base: BaseDescriptor, findings: Findings
-) -> tuple[dict[str, _Halves], dict[str, LazyTensor]]:
+) -> tuple[dict[str, Halves], dict[str, LazyTensor]]:
     """Tensors by module; and those that are no LoRA factor."""
     index = ModuleIndex(base.modules)
-    halves: dict[str, _Halves] = {}
+    halves: dict[str, Halves] = {}
     others: dict[str, LazyTensor] = {}
     infixes: dict[str | None, str] = {}
     for name, tensor in raw.tensors.items():
@@ -149,7 +151,7 @@ def _sort_keys(
         elif key.embedding != (spec.kind == "embedding"):
             findings.add("kind", _wrong_kind(tensor.name, key, spec))
         else:
-            _put(halves.setdefault(key.module, _Halves(spec)), key, tensor, findings)
+            _put(halves.setdefault(key.module, Halves(spec)), key, tensor, findings)
     if len(infixes) > 1:
         names = " and ".join(f"'{name}'" for name in list(infixes.values())[:2])
         findings.add(
@@ -171,7 +173,7 @@ def _a_kind(spec: ModuleSpec) -> str:
     return "an embedding" if spec.kind == "embedding" else "a linear layer"
 
 
-def _put(found: _Halves, key: LoraKey, tensor: LazyTensor, findings: Findings) -> None:
+def _put(found: Halves, key: LoraKey, tensor: LazyTensor, findings: Findings) -> None:
     there = found.a if key.side == "A" else found.b
     if there is not None:
         findings.add(
@@ -187,9 +189,8 @@ def _put(found: _Halves, key: LoraKey, tensor: LazyTensor, findings: Findings) -
         found.b = tensor
 
 
-def _pair(
-    found: _Halves, scale: ModuleScale, base: BaseDescriptor, findings: Findings
-) -> LoraPair | None:
+def pair_of(found: Halves, scale: ModuleScale, findings: Findings) -> LoraPair | None:
+    """The pair of a module's two tensors; None if a finding says what is wrong with them."""
     spec, a, b = found.spec, found.a, found.b
     if a is None or b is None:
         lonely, missing = (a, "lora_B") if b is None else (b, "lora_A")
@@ -210,10 +211,6 @@ def _pair(
         _has_rank(a, a.shape[0], scale.rank, findings)
         and _has_rank(b, b.shape[1], scale.rank, findings),
     ]
-    reason = not_hot(spec, base)
-    if reason is not None:
-        leaf = spec.name.rpartition(".")[2]
-        findings.add(f"not hot {leaf}", NotHotServable(f"'{a.name}': {reason}"))
     if not all(fits):
         return None
     return LoraPair(
@@ -225,6 +222,13 @@ def _pair(
         load_b=partial(_folded, b, scale.scale),
         size_bytes=a.count * tensors.item_size(a.dtype) + b.count * tensors.item_size(b.dtype),
     )
+
+
+def _find_not_hot(found: Halves, base: BaseDescriptor, findings: Findings) -> None:
+    tensor, reason = found.a or found.b, not_hot(found.spec, base)
+    if reason is not None and tensor is not None:
+        leaf = found.spec.name.rpartition(".")[2]
+        findings.add(f"not hot {leaf}", NotHotServable(f"'{tensor.name}': {reason}"))
 
 
 def _sound(tensor: LazyTensor, findings: Findings) -> bool:
@@ -306,9 +310,26 @@ def not_hot(spec: ModuleSpec, base: BaseDescriptor) -> str | None:
 
 
 def check_targets(
-    settings: LoraSettings, modules: Set[str], base: BaseDescriptor, findings: Findings
+    settings: LoraSettings,
+    modules: Set[str],
+    base: BaseDescriptor,
+    findings: Findings,
+    whole: Set[str] = frozenset(),
 ) -> list[str]:
-    """The config's targets and the modules with tensors are the same; answers with notes."""
+    """The config's targets and the modules with tensors are the same; answers with notes.
+
+    `whole` are the parameters that the file replaces: trained biases must be among them.
+    """
+    for name in sorted(name for name in base.parameters if name.endswith(".bias")):
+        trained = settings.bias == "all" or name.removesuffix(".bias") in modules
+        if settings.bias != "none" and trained and name not in whole:
+            findings.add(
+                "bias absent",
+                DamagedArtifact(
+                    f"adapter_config.json says bias = '{settings.bias}', but '{name}' is not in "
+                    "the file: a part of the adapter is missing"
+                ),
+            )
     targeted = settings.targeted(base.modules)
     if targeted is None:
         return ["adapter_config.json names no target_modules; the tensors decided"]
@@ -322,6 +343,9 @@ def check_targets(
                 "part of the adapter is missing"
             ),
         )
+    if settings.tying and base.tied_embeddings:
+        ends = {m.name for m in base.modules if base.vocab_size in (m.in_features, m.out_features)}
+        targeted = targeted | (ends & modules)
     for module in sorted(modules - targeted):
         findings.add(
             "present but not declared",
@@ -333,7 +357,7 @@ def check_targets(
     return []
 
 
-def _layout_notes(settings: LoraSettings, halves: Mapping[str, _Halves]) -> list[str]:
+def _layout_notes(settings: LoraSettings, halves: Mapping[str, Halves]) -> list[str]:
     kinds = {found.spec.kind for found in halves.values()} - {"embedding"}
     if kinds and settings.fan_in_fan_out != ("conv1d" in kinds):
         return [

@@ -38,6 +38,7 @@ from adapters.intake.kasa import plan_kasa
 from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
+from adapters.intake.lora_merge import plan_lora_merge
 from adapters.intake.merge_only import MERGE_ONLY
 from adapters.intake.merging import MergePlan
 from adapters.intake.miss import plan_miss
@@ -59,7 +60,8 @@ class Method:
 
     `recognise` returns what gave it away (for the message) or None. `refusal` says why it is no
     plain LoRA; a row has either `refusal` or `to_lora`. With `to_merge` it is served in the merged
-    lane, `refusal` being the reason; without, it is refused. `limits` is for docs/formats.md.
+    lane, `refusal` being the reason (beside `to_lora`: where that finds it not hot, for its
+    reason); a refusal without it is final. `limits` is for docs/formats.md.
     """
 
     name: str
@@ -151,42 +153,48 @@ METHODS: tuple[Method, ...] = (
         "DoRA",
         either(tensor(r"\.lora_magnitude_vector(\.|$)|\.magnitude(\.|$)"), key("use_dora")),
         Lane.MERGED,
-        f"DoRA rescales every row of the merged weight, which no plain LoRA expresses; {_MERGE}",
+        "DoRA rescales every row of the merged weight, which no plain LoRA expresses",
+        to_merge=plan_lora_merge,
     ),
     Method(
         "lora-bias",
         "LoRA with a bias",
         either(tensor(r"\.lora_(A|B)(\.[^.]+)?\.bias$"), key("lora_bias")),
         Lane.MERGED,
-        f"a bias on lora_B is added to the output, which a plain LoRA has no place for; {_MERGE}",
+        "a bias on lora_B is added to the output, which a plain LoRA has no place for",
+        to_merge=plan_lora_merge,
     ),
     Method(
         "trained-bias",
         "LoRA with trained biases",
-        either(tensor(r"\.bias$"), key("bias", unless=("none",))),
+        tensor(r"\.bias$"),
         Lane.MERGED,
-        f"it replaces biases of the base, which a plain LoRA has no place for; {_MERGE}",
+        "it replaces biases of the base, which a plain LoRA has no place for",
+        to_merge=plan_lora_merge,
     ),
     Method(
         "trainable-tokens",
         "LoRA with trainable tokens",
         either(tensor(r"trainable_tokens"), key("trainable_token_indices")),
         Lane.MERGED,
-        f"it replaces rows of the embedding, which is not supported yet; until then {_MERGE}",
+        "it replaces rows of the embedding, which no plain LoRA expresses",
+        to_merge=plan_lora_merge,
     ),
     Method(
         "modules-to-save",
         "LoRA with modules_to_save",
         either(tensor(r"\.modules_to_save\."), key("modules_to_save")),
         Lane.MERGED,
-        f"it replaces whole modules of the base, which no plain LoRA expresses; {_MERGE}",
+        "it replaces whole modules of the base, which no plain LoRA expresses",
+        to_merge=plan_lora_merge,
     ),
     Method(
         "layer-replication",
         "LoRA with layer_replication",
         key("layer_replication"),
-        Lane.MERGED,
-        f"it was trained on a base with repeated layers, another model than the base; {_MERGE}",
+        None,
+        "it was trained on a base whose layers are repeated, which is another model: save that "
+        "model merged with the adapter and add it as a base of its own",
     ),
     Method("pissa", "PiSSA", init("pissa"), Lane.HOT, to_lora=plan_residual),
     Method("olora", "OLoRA", init("olora"), Lane.HOT, to_lora=plan_residual),
@@ -268,8 +276,8 @@ METHODS: tuple[Method, ...] = (
         Lane.HOT,
         to_lora=plan_sampled,
     ),
-    Method("rslora", "rsLoRA", key("use_rslora"), Lane.HOT, to_lora=plan_lora),
-    Method("lora", "LoRA", anything, Lane.HOT, to_lora=plan_lora),
+    Method("rslora", "rsLoRA", key("use_rslora"), Lane.HOT, None, plan_lora, plan_lora_merge),
+    Method("lora", "LoRA", anything, Lane.HOT, None, plan_lora, plan_lora_merge),
 )
 
 

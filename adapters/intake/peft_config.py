@@ -45,6 +45,10 @@ class LoraSettings:
     layers: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     fan_in_fan_out: bool
+    # The tied other end of a targeted embedding has the same adapter, and tensors of its own.
+    tying: bool = False
+    # Which biases of the base were trained too: `none`, `all`, or the modules' (`lora_only`, …).
+    bias: str = "none"
 
     def scales(self, modules: list[str]) -> dict[str, ModuleScale]:
         """Rank and scale of each module after the patterns; raises InvalidConfig."""
@@ -146,6 +150,8 @@ def tuner_settings(
         layers=_layers(config.get("layers_to_transform")),
         layers_pattern=_as_tuple(names_or_pattern(config, "layers_pattern")),
         fan_in_fan_out=flag(config, "fan_in_fan_out"),
+        tying=flag(config, "ensure_weight_tying"),
+        bias=_bias(config.get("bias")),
     )
 
 
@@ -230,6 +236,16 @@ def _alpha(value: Any, key: str) -> float:
     return number
 
 
+def _bias(value: Any) -> str:
+    if value in (None, ""):
+        return "none"
+    if isinstance(value, str) and (value in ("none", "all") or value.endswith("_only")):
+        return value
+    raise InvalidConfig(
+        f"adapter_config.json: bias is {reprlib.repr(value)}; it must be none, all or lora_only"
+    )
+
+
 def flag(config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key)
     if value is None:
@@ -267,6 +283,11 @@ def _as_tuple(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else value
+
+
+def names_of(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """A list of names (or one name); raises InvalidConfig."""
+    return _as_tuple(_names(config, key))
 
 
 def _layers(value: Any) -> frozenset[int] | None:

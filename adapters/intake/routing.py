@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ def plan_artifact(
     if method.to_lora is None:
         return _merge(method, placed, base)
     plan = method.to_lora(placed, base)
-    return _merge_instead(method, placed, base, plan, plan.problems) or plan
+    return _merge_instead(method, placed, base, plan) or plan
 
 
 def compared(
@@ -86,7 +86,9 @@ def for_base(raw: RawAdapter, base: BaseDescriptor) -> RawAdapter:
 def _merge(method: Method, raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
     assert method.to_merge is not None, "a row of METHODS has a refusal or a plan"
     plan = method.to_merge(raw, base)
-    return plan if method.refusal is None else replace(plan, reason=why_merged(method))
+    if plan.reason or method.refusal is None:
+        return plan
+    return replace(plan, reason=why_merged(method))
 
 
 def _merge_instead(
@@ -94,12 +96,15 @@ def _merge_instead(
     raw: RawAdapter,
     base: BaseDescriptor,
     plan: LoraPlan,
-    problems: Sequence[ArtifactError],
 ) -> MergePlan | None:
     """The same as a merge if nothing is wrong but that no engine takes it as a LoRA."""
-    if not problems or not all(isinstance(fault, NotHotServable) for fault in problems):
+    if not plan.problems:
         return None
-    reason = "; ".join(fault.message for fault in problems)
+    if not all(isinstance(fault, NotHotServable) for fault in plan.problems):
+        # What is wrong for the one can be right for the other: embeddings with added rows.
+        merge = _merge(method, raw, base) if method.to_merge is not None else None
+        return merge if merge is not None and merge.reason and not merge.problems else None
+    reason = "; ".join(fault.message for fault in plan.problems)
     if method.to_merge is not None:
         return replace(_merge(method, raw, base), reason=reason)
     return replace(_pairs_merged(raw, base, plan), reason=reason) if plan.uses else None

@@ -261,6 +261,18 @@ def computed_in(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype is torch.float64 else tensor.to(torch.float32)
 
 
+def row_norms(matrix: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(matrix, dim=1)
+    return norms
+
+
+def with_rows(rows: tuple[int, ...], matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`matrix` with `values` in the places of its `rows`."""
+    changed = matrix.clone()
+    changed[list(rows)] = values
+    return changed
+
+
 def equal(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(first, second)
 

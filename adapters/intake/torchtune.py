@@ -126,4 +126,6 @@ def _for_base(
     if not reordered:
         return replace(raw, for_base=None)
     placed = translate.half_split_attention(factors, base)
-    return replace(raw, tensors={**translate.named(placed), **others}, for_base=None)
+    # DoRA's magnitude is one value a row; torchtune's own export leaves it in Meta's order.
+    turned = translate.half_split_rows(others, base, ".lora_magnitude_vector")
+    return replace(raw, tensors={**translate.named(placed), **turned}, for_base=None)

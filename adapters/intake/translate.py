@@ -123,16 +123,31 @@ def half_split_attention(
     factors: Mapping[str, Factors], base: BaseDescriptor
 ) -> dict[str, Factors]:
     """The factors with q's and k's B in Hugging Face's rotary order; raises BaseMismatch."""
-    heads = {
-        ".self_attn.q_proj": (base.attention_heads, "heads"),
-        ".self_attn.k_proj": (base.key_value_heads, "key-value heads"),
-    }
     placed = dict(factors)
     for module, found in factors.items():
-        for ending, (count, what) in heads.items():
+        for ending, (count, what) in _heads(base).items():
             if found.b is not None and module.endswith(ending):
                 placed[module] = replace(found, b=_half_split_rows(found.b, count, what))
     return placed
+
+
+def half_split_rows(
+    tensors: Mapping[str, LazyTensor], base: BaseDescriptor, ending: str
+) -> dict[str, LazyTensor]:
+    """The same for tensors with a row (or value) an output: those of q and k named `ending`."""
+    placed = dict(tensors)
+    for name, tensor in tensors.items():
+        for module, (count, what) in _heads(base).items():
+            if name.endswith(module + ending):
+                placed[name] = _half_split_rows(tensor, count, what)
+    return placed
+
+
+def _heads(base: BaseDescriptor) -> dict[str, tuple[int | None, str]]:
+    return {
+        ".self_attn.q_proj": (base.attention_heads, "heads"),
+        ".self_attn.k_proj": (base.key_value_heads, "key-value heads"),
+    }
 
 
 def _half_split_rows(tensor: LazyTensor, heads: int | None, what: str) -> LazyTensor:
@@ -141,7 +156,7 @@ def _half_split_rows(tensor: LazyTensor, heads: int | None, what: str) -> LazyTe
             f"how many {what} the base's attention has was not noted when it was added; "
             "add it again with 'adapterctl base add'"
         )
-    if len(tensor.shape) != 2 or tensor.count == 0:
+    if len(tensor.shape) not in (1, 2) or tensor.count == 0:
         return tensor
     if tensor.shape[0] % (2 * heads):
         raise BaseMismatch(
