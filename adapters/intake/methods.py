@@ -46,6 +46,7 @@ from adapters.intake.qalora import plan_qalora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
 from adapters.intake.sampled import plan_sampled
+from adapters.intake.trainable_tokens import plan_tokens, without_tokens
 from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_pvera, plan_vera
 from adapters.models import BaseDescriptor, Lane
@@ -71,6 +72,20 @@ class Method:
 
 
 _MERGE = "merge it into the base and serve the result"
+
+
+def _with_tokens(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
+    """Trained rows, and what they came with by its own row."""
+    if raw.config.get("peft_type") == "TRAINABLE_TOKENS":
+        return plan_tokens(raw, base, None)
+    rest = without_tokens(raw)
+    method, evidence = recognise(rest)
+    refusal = refusal_of(method, evidence, rest)
+    if refusal is not None:
+        return LoraPlan(pairs=(), scale="", problems=(refusal,), notes=())
+    assert method.to_lora is not None, "a row of METHODS has either a refusal or a plan"
+    return plan_tokens(raw, base, method.to_lora(rest, base))
+
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -156,9 +171,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "trainable-tokens",
         "LoRA with trainable tokens",
-        either(tensor(r"trainable_tokens"), key("trainable_token_indices")),
-        Lane.MERGED,
-        f"it replaces rows of the embedding, which is not supported yet; until then {_MERGE}",
+        either(
+            tuner("TRAINABLE_TOKENS"), tensor(r"trainable_tokens"), key("trainable_token_indices")
+        ),
+        Lane.HOT,
+        to_lora=_with_tokens,
     ),
     Method(
         "modules-to-save",

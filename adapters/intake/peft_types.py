@@ -44,7 +44,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "PSOFT": PeftType("PSOFT", Fate.CONVERTIBLE),
     "PVERA": PeftType("PVeRA", Fate.PLAIN),
     "TINYLORA": PeftType("TinyLoRA", Fate.CONVERTIBLE),
-    "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.CONVERTIBLE),
+    "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.PLAIN),
     "UNILORA": PeftType("UniLoRA", Fate.CONVERTIBLE),
     "VBLORA": PeftType("VB-LoRA", Fate.PLAIN),
     "VERA": PeftType("VeRA", Fate.PLAIN),

@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -76,6 +76,14 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 def read_tensor(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
     """One tensor of a safetensors file, by `pread`."""
     return viewed(pread(path, name, info.start, info.end), info.dtype, info.shape)
+
+
+def read_rows(path: Path, name: str, info: TensorInfo, rows: Sequence[int]) -> torch.Tensor:
+    """Some rows of a matrix in a safetensors file, in the order asked for; see `pread`."""
+    size = (info.end - info.start) // info.shape[0]
+    starts = [info.start + row * size for row in rows]
+    parts = [pread(path, name, start, start + size) for start in starts]
+    return viewed(torch.cat(parts), info.dtype, (len(rows), *info.shape[1:]))
 
 
 def pread(path: Path, name: str, start: int, end: int) -> torch.Tensor:
@@ -258,6 +266,17 @@ def stored(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 def identity(size: int) -> torch.Tensor:
     return torch.eye(size, dtype=torch.float64)
+
+
+def picks(places: Sequence[int], size: int) -> torch.Tensor:
+    """[places, size]: 1 in each row's place, else 0; in bf16, which holds both exactly."""
+    found = torch.zeros(len(places), size, dtype=torch.bfloat16)
+    found[torch.arange(len(places)), torch.tensor(places)] = 1
+    return found
+
+
+def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one, other)
 
 
 def kronecker(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
