@@ -46,7 +46,9 @@ from adapters.intake.qalora import plan_qalora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
 from adapters.intake.sampled import plan_sampled
+from adapters.intake.tinylora import plan_tinylora
 from adapters.intake.trainable_tokens import plan_tokens, without_tokens
+from adapters.intake.unilora import plan_unilora
 from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_pvera, plan_vera
 from adapters.models import BaseDescriptor, Lane
@@ -244,6 +246,8 @@ METHODS: tuple[Method, ...] = (
     Method("hra", "HRA", tuner("HRA"), Lane.HOT, to_lora=plan_hra),
     Method("deft", "DEFT", tuner("DEFT"), Lane.HOT, to_lora=plan_deft),
     Method("peanut", "PEANuT", tuner("PEANUT"), Lane.HOT, to_lora=plan_peanut),
+    Method("tinylora", "TinyLoRA", tuner("TINYLORA"), Lane.HOT, to_lora=plan_tinylora),
+    Method("unilora", "UniLoRA", tuner("UNILORA"), Lane.HOT, to_lora=plan_unilora),
     Method(
         "other-tensors",
         "another tuner",

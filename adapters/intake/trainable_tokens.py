@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.bases.embedding_lora import EMBEDDING_LORA
 from adapters.bases.weights import BaseWeights
 from adapters.errors import BaseMismatch, DamagedArtifact, InvalidConfig, NotHotServable
-from adapters.intake import tensors
+from adapters.intake import algebra, tensors
 from adapters.intake.findings import Findings
 from adapters.intake.lora import LoraPair, LoraPlan, load_finite, not_hot
 from adapters.intake.mapping import ModuleIndex, strip_prefix
@@ -110,7 +110,7 @@ class _Rows:
     def _picks(self) -> torch.Tensor:
         spec = self.spec
         size = spec.in_features if spec.kind == "embedding" else spec.out_features
-        return tensors.picks(self.indices, size)
+        return algebra.picks(self.indices, size)
 
     def _change(self) -> torch.Tensor:
         """[tokens, hidden]: new rows less the old."""

@@ -182,6 +182,27 @@ KINDS: dict[str, Kind] = {
         "DeftConfig", {"r": 40, "decomposition_method": "qr"}, "deft", 40, "1", error=5e-6
     ),
     "para": Kind("DeftConfig", {"r": 5, "para": True}, "deft", 5, "1", error=5e-6),
+    "tinylora": Kind("TinyLoraConfig", {"r": 5, "u": 7, "weight_tying": 0.4}, "tinylora", 5, "1"),
+    "tinylora-drawn": Kind(
+        "TinyLoraConfig",
+        {"r": 5, "u": 7, "weight_tying": 1.0, "save_projection": False, "projection_seed": 9},
+        "tinylora",
+        5,
+        "1",
+    ),
+    "unilora": Kind(
+        "UniLoraConfig", {"r": 5, "theta_d_length": 77, "save_indices": True}, "unilora", 5, "often"
+    ),
+    "unilora-drawn": Kind(
+        "UniLoraConfig", {"r": 5, "theta_d_length": 77, "proj_seed": 3}, "unilora", 5, "often"
+    ),
+    "unilora-drawn-some-layers": Kind(
+        "UniLoraConfig",
+        {"r": 3, "theta_d_length": 77, "layers_to_transform": [1]},
+        "unilora",
+        3,
+        "often",
+    ),
     "peanut": Kind("PeanutConfig", {"r": 5}, "peanut", 5, "scaling = 1"),
     "peanut-deep": Kind(
         "PeanutConfig",
