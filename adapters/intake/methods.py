@@ -39,7 +39,7 @@ from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.merging import MergePlan
-from adapters.intake.miss import plan_miss
+from adapters.intake.miss import plan_bone, plan_miss
 from adapters.intake.peanut import plan_peanut
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.qalora import plan_qalora
@@ -110,6 +110,13 @@ METHODS: tuple[Method, ...] = (
         other_tuner(Fate.MERGE),
         Lane.MERGED,
         f"{Fate.MERGE.value}; {_MERGE}",
+    ),
+    Method(
+        "psoft",
+        "PSOFT",
+        other_tuner(Fate.UNSAVED),
+        None,
+        f"{Fate.UNSAVED.value}; merge it with PEFT where it was trained, on that machine",
     ),
     Method(
         "alora",
@@ -240,6 +247,7 @@ METHODS: tuple[Method, ...] = (
         f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
+    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_bone),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
     Method("vblora", "VB-LoRA", tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
@@ -253,7 +261,7 @@ METHODS: tuple[Method, ...] = (
         "another tuner",
         tensor(
             r"\.(lora_E(\.|$)|gralora_|hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_"
-            r"|pvera_|deft_|peanut_|psoft_|tinylora_|unilora_)"
+            r"|bone_block|pvera_|deft_|peanut_|psoft_|tinylora_|unilora_)"
         ),
         Lane.MERGED,
         f"its tensors are of another tuner than the config says; {_MERGE}",

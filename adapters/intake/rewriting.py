@@ -37,7 +37,7 @@ MERGE = "merge the adapter into the base and serve the result"
 # Any tuner's tensors, to tell a config of one tuner with another's tensors.
 _TUNER_TENSOR = re.compile(
     r"\.(lora_|hada_|lokr_|p?vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|gralora_|c3a_"
-    r"|deft_|peanut_|psoft_|tinylora_|unilora_)"
+    r"|bone_block|deft_|peanut_|psoft_|tinylora_|unilora_)"
 )
 
 

@@ -111,6 +111,10 @@ RIGHT_CONVERTED: dict[str, Right] = {
         },
         lambda base: {"tinylora_v.0": (3,)},
     ),
+    "bone": Right(
+        {"peft_type": "BONE", "r": 4, "init_weights": True},
+        lambda spec: {"bone_block": (4, spec.out_features)},
+    ),
     "unilora": Right(
         {"peft_type": "UNILORA", "r": 4, "theta_d_length": 16, "save_indices": True},
         lambda spec: {
@@ -135,10 +139,11 @@ _ROWS: dict[str, tuple[str, type[ArtifactError], str]] = {
     "pvera": ("pvera_lambda_b", BaseMismatch, "12"),
     "chosen": ("vblora_logits_B_topk_weights", InvalidConfig, "6"),
     "tinylora": ("tinylora_B", BaseMismatch, "6"),
+    "bone": ("bone_block", InvalidConfig, "6"),
     "unilora": ("unilora_scales_B", BaseMismatch, "6"),
 }
 
-_QALORA, _KASA, _HRA, _DEFT, _PEANUT, _PVERA, _CHOSEN, _TINYLORA, _UNILORA = (
+_QALORA, _KASA, _HRA, _DEFT, _PEANUT, _PVERA, _CHOSEN, _TINYLORA, _BONE, _UNILORA = (
     RIGHT_CONVERTED.values()
 )
 
@@ -295,6 +300,10 @@ BAD_CONVERTED: dict[str, Bad] = {
     ),
     "tinylora-no-projection": Bad(
         _TINYLORA.without("tinylora_P"), DamagedArtifact, ("no tinylora_P",)
+    ),
+    "bone-bat": Bad(_BONE.config_with(init_weights="bat"), NotHotServable, ("bat", "full rank")),
+    "bone-mini": Bad(
+        _BONE.config_with(init_weights="mini"), InvalidConfig, ("'mini'; Bone knows",)
     ),
     "unilora-no-vector": Bad(
         _UNILORA.without("unilora_theta_d"), DamagedArtifact, ("0 tensors unilora_theta_d",)
