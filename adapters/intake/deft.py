@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import InvalidConfig
-from adapters.intake import tensors
+from adapters.intake import algebra, tensors
 from adapters.intake.lora import LoraPlan
 from adapters.intake.own_weights import Weight, own_weights, with_weights
 from adapters.intake.peft_config import flag, tuner_settings
@@ -68,7 +68,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _left(orthogonal: bool, p: torch.Tensor) -> torch.Tensor:
-    return tensors.wide(tensors.orthonormal(p.float())) if orthogonal else p
+    return tensors.wide(algebra.orthonormal(p.float())) if orthogonal else p
 
 
 def _a(
@@ -80,5 +80,5 @@ def _a(
     *r: torch.Tensor,
 ) -> torch.Tensor:
     right = _left(True, p) if orthogonal else p.clamp(min=0)
-    removed = tensors.left_product(right.T, weight(spec))
+    removed = algebra.left_product(right.T, weight(spec))
     return r[0] * scale - removed if r else -removed

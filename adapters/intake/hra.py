@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import DamagedArtifact, InvalidConfig
-from adapters.intake import tensors
+from adapters.intake import algebra, tensors
 from adapters.intake.lora import LoraPlan
 from adapters.intake.own_weights import Weight, own_weights, with_weights
 from adapters.intake.peft_config import flag, tuner_settings
@@ -59,7 +59,7 @@ def _a(spec: ModuleSpec, orthogonal: bool, u: torch.Tensor) -> torch.Tensor:
 def _b(weight: Weight, spec: ModuleSpec, orthogonal: bool, u: torch.Tensor) -> torch.Tensor:
     directions = _directions(spec, orthogonal, u)
     middle = tensors.identity(u.shape[1]) * 2 if orthogonal else _middle(directions)
-    return -tensors.right_product(weight(spec), directions @ middle)
+    return -algebra.right_product(weight(spec), directions @ middle)
 
 
 def _directions(spec: ModuleSpec, orthogonal: bool, u: torch.Tensor) -> torch.Tensor:

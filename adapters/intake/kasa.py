@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import InvalidConfig, NotHotServable
-from adapters.intake import tensors
+from adapters.intake import algebra, tensors
 from adapters.intake.lora import LoraPlan
 from adapters.intake.own_weights import Weight, own_weights, with_weights
 from adapters.intake.peft_config import describe_scale, parse_settings
@@ -86,7 +86,7 @@ def _check(spec: ModuleSpec, rank: int) -> None:
 
 def _taken_out(weight: Weight, spec: ModuleSpec, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     # PEFT computes in fp32 whatever the base's dtype.
-    us, v = tensors.smallest(weight(spec).float(), rank)
+    us, v = algebra.smallest(weight(spec).float(), rank)
     return tensors.wide(us), tensors.wide(v)
 
 

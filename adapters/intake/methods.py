@@ -41,7 +41,7 @@ from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.lora_merge import plan_lora_merge
 from adapters.intake.merge_only import MERGE_ONLY
 from adapters.intake.merging import MergePlan
-from adapters.intake.miss import plan_miss
+from adapters.intake.miss import plan_bone, plan_miss
 from adapters.intake.miss_bat import plan_miss_bat
 from adapters.intake.peanut import plan_peanut
 from adapters.intake.peft_types import PEFT_TYPES, Fate
@@ -49,6 +49,9 @@ from adapters.intake.qalora import plan_qalora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
 from adapters.intake.sampled import plan_sampled
+from adapters.intake.tinylora import plan_tinylora
+from adapters.intake.trainable_tokens import plan_tokens, without_tokens
+from adapters.intake.unilora import plan_unilora
 from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_pvera, plan_vera
 from adapters.models import BaseDescriptor, Lane
@@ -75,6 +78,20 @@ class Method:
 
 
 _MERGE = "merge it into the base and serve the result"
+
+
+def _with_tokens(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
+    """Trained rows, and what they came with by its own row."""
+    if raw.config.get("peft_type") == "TRAINABLE_TOKENS":
+        return plan_tokens(raw, base, None)
+    rest = without_tokens(raw)
+    method, evidence = recognise(rest)
+    refusal = refusal_of(method, evidence, rest)
+    if refusal is not None:
+        return LoraPlan(pairs=(), scale="", problems=(refusal,), notes=())
+    assert method.to_lora is not None, "a row of METHODS has either a refusal or a plan"
+    return plan_tokens(raw, base, method.to_lora(rest, base))
+
 
 METHODS: tuple[Method, ...] = (
     Method(
@@ -109,6 +126,13 @@ METHODS: tuple[Method, ...] = (
         other_tuner(Fate.MERGE),
         Lane.MERGED,
         f"{Fate.MERGE.value}; {_MERGE}",
+    ),
+    Method(
+        "psoft",
+        "PSOFT",
+        other_tuner(Fate.UNSAVED),
+        None,
+        f"{Fate.UNSAVED.value}; merge it with PEFT where it was trained, on that machine",
     ),
     Method(
         "alora",
@@ -175,9 +199,11 @@ METHODS: tuple[Method, ...] = (
     Method(
         "trainable-tokens",
         "LoRA with trainable tokens",
-        either(tensor(r"trainable_tokens"), key("trainable_token_indices")),
-        Lane.MERGED,
-        "it replaces rows of the embedding, which no plain LoRA expresses",
+        either(
+            tuner("TRAINABLE_TOKENS"), tensor(r"trainable_tokens"), key("trainable_token_indices")
+        ),
+        Lane.HOT,
+        to_lora=_with_tokens,
         to_merge=plan_lora_merge,
     ),
     Method(
@@ -245,18 +271,21 @@ METHODS: tuple[Method, ...] = (
         limits="linear layers that r divides",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
+    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_bone),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
     Method("vblora", "VB-LoRA", tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
     Method("hra", "HRA", tuner("HRA"), Lane.HOT, to_lora=plan_hra),
     Method("deft", "DEFT", tuner("DEFT"), Lane.HOT, to_lora=plan_deft),
     Method("peanut", "PEANuT", tuner("PEANUT"), Lane.HOT, to_lora=plan_peanut),
+    Method("tinylora", "TinyLoRA", tuner("TINYLORA"), Lane.HOT, to_lora=plan_tinylora),
+    Method("unilora", "UniLoRA", tuner("UNILORA"), Lane.HOT, to_lora=plan_unilora),
     Method(
         "other-tensors",
         "another tuner",
         tensor(
             r"\.(lora_E(\.|$)|gralora_|hada_|lokr_|vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|c3a_|shira_"
-            r"|pvera_|deft_|peanut_|psoft_|tinylora_|unilora_)"
+            r"|bone_block|pvera_|deft_|peanut_|psoft_|tinylora_|unilora_)"
         ),
         Lane.MERGED,
         f"its tensors are of another tuner than the config says; {_MERGE}",

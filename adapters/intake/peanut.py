@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import InvalidConfig, NotServable
-from adapters.intake import tensors
+from adapters.intake import algebra
 from adapters.intake.lora import LoraPlan
 from adapters.intake.own_weights import Weight, own_weights, with_weights
 from adapters.intake.peft_config import tuner_settings, whole_number
@@ -41,8 +41,8 @@ def plan_peanut(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     inner = (*_layers("encoders", depth), *_layers("decoders", depth))
 
     def rewrite(spec: ModuleSpec) -> Rewrite:
-        if not isinstance(act, str) or act not in tensors.ACTIVATIONS:
-            known = ", ".join(tensors.ACTIVATIONS)
+        if not isinstance(act, str) or act not in algebra.ACTIVATIONS:
+            known = ", ".join(algebra.ACTIVATIONS)
             raise NotServable(
                 f"adapter_config.json: act_fn is {reprlib.repr(act)}; of PEANuT's those known here "
                 f"are {known}"
@@ -91,8 +91,8 @@ def _scaling(config: Mapping[str, Any]) -> float:
 def _a(
     weight: Weight, spec: ModuleSpec, act: str, a: torch.Tensor, *layers: torch.Tensor
 ) -> torch.Tensor:
-    activation = tensors.ACTIVATIONS[act]
-    hidden = activation(tensors.left_product(a, weight(spec)))
+    activation = algebra.ACTIVATIONS[act]
+    hidden = activation(algebra.left_product(a, weight(spec)))
     depth = len(layers) // 2
     skipped = []
     for encoder in layers[:depth]:

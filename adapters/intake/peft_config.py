@@ -287,7 +287,7 @@ def _as_tuple(value: tuple[str, ...] | str | None) -> tuple[str, ...]:
 
 def names_of(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """A list of names (or one name); raises InvalidConfig."""
-    return _as_tuple(_names(config, key))
+    return _as_tuple(names_or_pattern(config, key))
 
 
 def _layers(value: Any) -> frozenset[int] | None:

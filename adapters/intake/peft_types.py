@@ -19,6 +19,10 @@ class Fate(Enum):
         "its change has low rank, so it can become a plain LoRA, but that is not supported yet"
     )
     MERGE = "its change is no low-rank product, so no plain LoRA expresses it"
+    UNSAVED = (
+        "its change depends on which signs the trainer's library gave the singular vectors of the "
+        "base's weights, which the file does not keep, so nothing but that machine reproduces it"
+    )
     NEVER = "it depends on the input or adds virtual tokens, so neither lane can serve it"
 
 
@@ -39,13 +43,13 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "LOHA": PeftType("LoHa", Fate.PLAIN),
     "LOKR": PeftType("LoKr", Fate.PLAIN),
     "MISS": PeftType("MiSS", Fate.PLAIN),
-    "BONE": PeftType("Bone", Fate.CONVERTIBLE),
+    "BONE": PeftType("Bone", Fate.PLAIN),
     "PEANUT": PeftType("PEANuT", Fate.PLAIN),
-    "PSOFT": PeftType("PSOFT", Fate.CONVERTIBLE),
+    "PSOFT": PeftType("PSOFT", Fate.UNSAVED),
     "PVERA": PeftType("PVeRA", Fate.PLAIN),
-    "TINYLORA": PeftType("TinyLoRA", Fate.CONVERTIBLE),
-    "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.CONVERTIBLE),
-    "UNILORA": PeftType("UniLoRA", Fate.CONVERTIBLE),
+    "TINYLORA": PeftType("TinyLoRA", Fate.PLAIN),
+    "TRAINABLE_TOKENS": PeftType("trainable tokens", Fate.PLAIN),
+    "UNILORA": PeftType("UniLoRA", Fate.PLAIN),
     "VBLORA": PeftType("VB-LoRA", Fate.PLAIN),
     "VERA": PeftType("VeRA", Fate.PLAIN),
     "ADAMSS": PeftType("AdaMSS", Fate.MERGE),

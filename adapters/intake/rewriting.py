@@ -40,7 +40,7 @@ _TUNER_TENSOR = re.compile(
     r"\.(lora_|hada_|lokr_|p?vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|gralora_|c3a_"
     r"|deft_|peanut_|psoft_|tinylora_|unilora_"
     r"|ln_tuning_|hira_|randlora_|fourierft_|waveft_|road_|shira_|beft_|glora_|frod_|osf_"
-    r"|supertuning_|adamss_|bone_)"
+    r"|supertuning_|adamss_|bone_block)"
 )
 
 

@@ -11,13 +11,12 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch.nn import functional
 
 from adapters.bases.headers import ITEM_SIZE, HeaderError, TensorInfo, read_header
 from adapters.errors import DamagedArtifact, SourceUnreadable, UnsafePickle
@@ -40,23 +39,6 @@ TORCH_DTYPE: Mapping[str, torch.dtype] = {
 DTYPE_NAME = {dtype: name for name, dtype in TORCH_DTYPE.items()}
 # Legacy files name their storages one by one and torch reads them; only the zip form is bounded.
 _MAX_PICKLE_BYTES = 16 << 30
-# Elementwise functions by transformers' names (transformers/activations.py, ACT2CLS).
-ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
-    "hardswish": functional.hardswish,
-    "leaky_relu": functional.leaky_relu,
-    "mish": functional.mish,
-    "relu": torch.relu,
-    "relu6": functional.relu6,
-    "sigmoid": torch.sigmoid,
-    "silu": functional.silu,
-    "swish": functional.silu,
-    "tanh": torch.tanh,
-}
-# Rows of a base's weight that are widened at once.
-_ROWS = 1024
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -76,6 +58,14 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
 def read_tensor(path: Path, name: str, info: TensorInfo) -> torch.Tensor:
     """One tensor of a safetensors file, by `pread`."""
     return viewed(pread(path, name, info.start, info.end), info.dtype, info.shape)
+
+
+def read_rows(path: Path, name: str, info: TensorInfo, rows: Sequence[int]) -> torch.Tensor:
+    """Some rows of a matrix in a safetensors file, in the order asked for; see `pread`."""
+    size = (info.end - info.start) // info.shape[0]
+    starts = [info.start + row * size for row in rows]
+    parts = [pread(path, name, start, start + size) for start in starts]
+    return viewed(torch.cat(parts), info.dtype, (len(rows), *info.shape[1:]))
 
 
 def pread(path: Path, name: str, start: int, end: int) -> torch.Tensor:
@@ -300,34 +290,6 @@ def singular(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     root = values[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]
-
-
-def smallest(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, A) with B·A the part of `weight` of its `rank` smallest singular values."""
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    kept = values.shape[0] - rank
-    return left[:, kept:] * values[kept:], right[kept:]
-
-
-def orthonormal(matrix: torch.Tensor) -> torch.Tensor:
-    """Q of the QR of `matrix`, with the signs of Householder's reflections."""
-    q: torch.Tensor = torch.linalg.qr(matrix)[0]
-    return q
-
-
-def right_product(weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """weight · factor in fp64, some rows at a time: a whole weight is not copied to fp64."""
-    return torch.cat(
-        [wide(weight[at : at + _ROWS]) @ factor for at in range(0, weight.shape[0], _ROWS)]
-    )
-
-
-def left_product(factor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """factor · weight in fp64, some rows of the weight at a time."""
-    total = torch.zeros(factor.shape[0], weight.shape[1], dtype=torch.float64)
-    for at in range(0, weight.shape[0], _ROWS):
-        total += factor[:, at : at + _ROWS] @ wide(weight[at : at + _ROWS])
-    return total
 
 
 def triangular(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -253,14 +253,14 @@ BAD: dict[str, Bad] = {
         changed_embedding, NotHotServable, ("embed_tokens.base_layer.weight", "not the base's own")
     ),
     "trainable-tokens": Bad(
-        with_config(trainable_token_indices=[0]), NotHotServable, ("trainable_token_indices",)
+        with_config(trainable_token_indices=[0]), DamagedArtifact, ("no trainable_tokens_delta",)
     ),
     "trainable-tokens-by-tensor": Bad(
         with_extra(
             f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta", torch.ones(2, 8)
         ),
-        NotHotServable,
-        ("trainable_tokens_delta",),
+        InvalidConfig,
+        ("trainable_tokens_delta", "does not say which tokens"),
     ),
     "layer-replication": Bad(
         with_config(layer_replication=[[0, 2], [1, 3]]), NotHotServable, ("layer_replication",)

@@ -15,7 +15,7 @@ from adapters.errors import (
     NotHotServable,
     NotServable,
 )
-from tests.adapters.intake.artifact_builders import Q0, Tensors
+from tests.adapters.intake.artifact_builders import Q0, Config, Tensors
 from tests.adapters.intake.bad_artifacts import Bad
 from tests.adapters.intake.bad_tuners import (
     Right,
@@ -23,6 +23,7 @@ from tests.adapters.intake.bad_tuners import (
     largest,
     narrower,
     not_a_number,
+    q0,
 )
 
 
@@ -34,6 +35,12 @@ def _choose(tensors: Tensors) -> None:
         elif name.endswith("_topk_indices"):
             places = torch.arange(tensor.numel()).reshape(tensor.shape) % 6
             tensors[name] = places.to(torch.uint8)
+
+
+def _point(tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        if ".unilora_indices_" in name:
+            tensors[name] = torch.arange(tensor.numel()).reshape(tensor.shape) % 16
 
 
 _LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 6}
@@ -95,6 +102,30 @@ RIGHT_CONVERTED: dict[str, Right] = {
         method="vblora",
         finish=_choose,
     ),
+    "tinylora": Right(
+        {"peft_type": "TINYLORA", "r": 4, "u": 3, "weight_tying": 1.0, "save_projection": True},
+        lambda spec: {
+            "tinylora_A": (4, spec.in_features),
+            "tinylora_B": (spec.out_features, 4),
+            "tinylora_P": (3, 4, 4),
+        },
+        lambda base: {"tinylora_v.0": (3,)},
+    ),
+    "bone": Right(
+        {"peft_type": "BONE", "r": 4, "init_weights": True},
+        lambda spec: {"bone_block": (4, spec.out_features)},
+    ),
+    "unilora": Right(
+        {"peft_type": "UNILORA", "r": 4, "theta_d_length": 16, "save_indices": True},
+        lambda spec: {
+            "unilora_scales_A": (4, spec.in_features),
+            "unilora_indices_A": (4, spec.in_features),
+            "unilora_scales_B": (spec.out_features, 4),
+            "unilora_indices_B": (spec.out_features, 4),
+        },
+        lambda base: {"unilora_theta_d": (16,)},
+        finish=_point,
+    ),
 }
 
 # The tensor of each that has the outputs (HRA: inputs) as rows, the class a wrong number of them
@@ -107,9 +138,14 @@ _ROWS: dict[str, tuple[str, type[ArtifactError], str]] = {
     "peanut": ("peanut_B.weight", BaseMismatch, "6"),
     "pvera": ("pvera_lambda_b", BaseMismatch, "12"),
     "chosen": ("vblora_logits_B_topk_weights", InvalidConfig, "6"),
+    "tinylora": ("tinylora_B", BaseMismatch, "6"),
+    "bone": ("bone_block", InvalidConfig, "6"),
+    "unilora": ("unilora_scales_B", BaseMismatch, "6"),
 }
 
-_QALORA, _KASA, _HRA, _DEFT, _PEANUT, _PVERA, _CHOSEN = RIGHT_CONVERTED.values()
+_QALORA, _KASA, _HRA, _DEFT, _PEANUT, _PVERA, _CHOSEN, _TINYLORA, _BONE, _UNILORA = (
+    RIGHT_CONVERTED.values()
+)
 
 
 def _with_column(value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., None]:
@@ -123,6 +159,18 @@ def _with_column(value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[...,
 
 def _filled(value: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: torch.full_like(tensor, value)
+
+
+def _only_the_vector(tensors: Tensors, config: Config) -> None:
+    for name in list(tensors):
+        if name != q0("unilora_theta_d"):
+            del tensors[name]
+    config.update(save_indices=False, r=1 << 20)
+
+
+def _with_a_word_for_seed(tensors: Tensors, config: Config) -> None:
+    _only_the_vector(tensors, config)
+    config.update(r=4, proj_seed="seven")
 
 
 BAD_CONVERTED: dict[str, Bad] = {
@@ -226,5 +274,58 @@ BAD_CONVERTED: dict[str, Bad] = {
     ),
     "chosen-no-indices": Bad(
         _CHOSEN.without("vblora_logits_A_topk_indices"), DamagedArtifact, ("missing",)
+    ),
+    "tinylora-no-vector": Bad(
+        _TINYLORA.without("tinylora_v.0"), DamagedArtifact, ("no tinylora_v.0",)
+    ),
+    "tinylora-vector-nan": Bad(
+        _TINYLORA.changed("tinylora_v.0", not_a_number), DamagedArtifact, ("tinylora_v.0", "1 NaN")
+    ),
+    "tinylora-vector-too-short": Bad(
+        _TINYLORA.changed("tinylora_v.0", lambda t: t[:2]), InvalidConfig, ("must be [3]",)
+    ),
+    "tinylora-more-groups": Bad(
+        _TINYLORA.config_with(weight_tying=0.0), DamagedArtifact, ("no tinylora_v.1",)
+    ),
+    "tinylora-another-group": Bad(
+        _TINYLORA.spoilt(lambda t, _: t.update({"base_model.tinylora_v.7": torch.ones(3)})),
+        InvalidConfig,
+        ("tinylora_v.7", "by weight_tying there are 1"),
+    ),
+    "tinylora-tying-2": Bad(
+        _TINYLORA.config_with(weight_tying=2), InvalidConfig, ("weight_tying is 2", "from 0 to 1")
+    ),
+    "tinylora-projection-ignored": Bad(
+        _TINYLORA.config_with(save_projection=False), InvalidConfig, ("tinylora_P", "contradict")
+    ),
+    "tinylora-no-projection": Bad(
+        _TINYLORA.without("tinylora_P"), DamagedArtifact, ("no tinylora_P",)
+    ),
+    "bone-bat": Bad(_BONE.config_with(init_weights="bat"), NotHotServable, ("bat", "full rank")),
+    "bone-mini": Bad(
+        _BONE.config_with(init_weights="mini"), InvalidConfig, ("'mini'; Bone knows",)
+    ),
+    "unilora-no-vector": Bad(
+        _UNILORA.without("unilora_theta_d"), DamagedArtifact, ("0 tensors unilora_theta_d",)
+    ),
+    "unilora-vector-nan": Bad(
+        _UNILORA.changed("unilora_theta_d", not_a_number), DamagedArtifact, ("theta_d", "1 NaN")
+    ),
+    "unilora-another-length": Bad(
+        _UNILORA.config_with(theta_d_length=20), InvalidConfig, ("theta_d", "must be [20]")
+    ),
+    "unilora-indices-ignored": Bad(
+        _UNILORA.config_with(save_indices=False), InvalidConfig, ("ignores it and draws others",)
+    ),
+    "unilora-beyond-the-vector": Bad(
+        _UNILORA.changed("unilora_indices_A", lambda t: t + 1),
+        DamagedArtifact,
+        ("unilora_indices", Q0, "beyond the 16 entries"),
+    ),
+    "unilora-too-many-to-draw": Bad(
+        _UNILORA.spoilt(_only_the_vector), InvalidConfig, ("indices would have to be drawn",)
+    ),
+    "unilora-seed-of-text": Bad(
+        _UNILORA.spoilt(_with_a_word_for_seed), InvalidConfig, ("proj_seed is 'seven'",)
     ),
 }

@@ -76,7 +76,10 @@ class Right:
         return self.spoilt(lambda tensors, _: tensors.update({q0(part): torch.ones(shape)}))
 
 
-_SHARED = ("vera_A", "vera_B", "pvera_A", "pvera_B", "vblora_vector_bank")
+_SHARED = (
+    *("vera_A", "vera_B", "pvera_A", "pvera_B"),
+    *("vblora_vector_bank", "tinylora_v.0", "unilora_theta_d"),
+)
 
 
 def q0(part: str) -> str:

@@ -182,6 +182,27 @@ KINDS: dict[str, Kind] = {
         "DeftConfig", {"r": 40, "decomposition_method": "qr"}, "deft", 40, "1", error=5e-6
     ),
     "para": Kind("DeftConfig", {"r": 5, "para": True}, "deft", 5, "1", error=5e-6),
+    "tinylora": Kind("TinyLoraConfig", {"r": 5, "u": 7, "weight_tying": 0.4}, "tinylora", 5, "1"),
+    "tinylora-drawn": Kind(
+        "TinyLoraConfig",
+        {"r": 5, "u": 7, "weight_tying": 1.0, "save_projection": False, "projection_seed": 9},
+        "tinylora",
+        5,
+        "1",
+    ),
+    "unilora": Kind(
+        "UniLoraConfig", {"r": 5, "theta_d_length": 77, "save_indices": True}, "unilora", 5, "often"
+    ),
+    "unilora-drawn": Kind(
+        "UniLoraConfig", {"r": 5, "theta_d_length": 77, "proj_seed": 3}, "unilora", 5, "often"
+    ),
+    "unilora-drawn-some-layers": Kind(
+        "UniLoraConfig",
+        {"r": 3, "theta_d_length": 77, "layers_to_transform": [1]},
+        "unilora",
+        3,
+        "often",
+    ),
     "peanut": Kind("PeanutConfig", {"r": 5}, "peanut", 5, "scaling = 1"),
     "peanut-deep": Kind(
         "PeanutConfig",
@@ -241,9 +262,9 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
+def _save_trained(kind: Kind, path: Path, folder: Path, layers: list[str]) -> None:
     """A real adapter with random weights everywhere, saved by PEFT."""
-    values = {"task_type": "CAUSAL_LM", "target_modules": ALL, **kind.values}
+    values = {"task_type": "CAUSAL_LM", "target_modules": layers, **kind.values}
     model = get_peft_model(_base_model(path), getattr(peft, kind.config)(**values))
     torch.manual_seed(11)
     for name, parameter in model.named_parameters():
@@ -259,24 +280,22 @@ def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("base", ["llama", "qwen3"])
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_canonical_form_answers_as_peft(name: str, base: str, bases: Bases, tmp_path: Path) -> None:
-    kind = KINDS[name]
-    path, stored = bases[base]
+def _compare(
+    kind: Kind, path: Path, stored: BaseDescriptor, folder: Path, *, layers: list[str]
+) -> None:
+    """Train, save and take in; what PEFT answers with either must be the same."""
     descriptor = stored.model_copy(update={"directory": str(path)})
-    _save_trained(kind, path, tmp_path / "adapter")
+    _save_trained(kind, path, folder / "adapter", layers)
     before = _logits(_base_model(path))
-    original = _logits(PeftModel.from_pretrained(_base_model(path), tmp_path / "adapter"))
+    original = _logits(PeftModel.from_pretrained(_base_model(path), folder / "adapter"))
 
-    found = examine(tmp_path / "adapter", bases=[(base, descriptor)], format=None)
+    found = examine(folder / "adapter", bases=[("base", descriptor)], format=None)
     assert (found.problems, found.lane, found.method) == ((), Lane.HOT, kind.method)
-    (tmp_path / "canonical").mkdir()
+    (folder / "canonical").mkdir()
     manifest = take_in(
-        tmp_path / "adapter", base=descriptor, staging=tmp_path / "canonical", format=None
+        folder / "adapter", base=descriptor, staging=folder / "canonical", format=None
     )
-    canonical = _logits(PeftModel.from_pretrained(_base_model(path), tmp_path / "canonical"))
+    canonical = _logits(PeftModel.from_pretrained(_base_model(path), folder / "canonical"))
 
     effect = (original - before).abs().max().item()
     error = (canonical - original).abs().max().item()
@@ -286,6 +305,26 @@ def test_canonical_form_answers_as_peft(name: str, base: str, bases: Bases, tmp_
     assert kind.scale in manifest.scale
     assert kind.reason in manifest.reasons[0]
     assert manifest.reasons == found.reasons
+
+
+@pytest.mark.parametrize("base", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_canonical_form_answers_as_peft(name: str, base: str, bases: Bases, tmp_path: Path) -> None:
+    _compare(KINDS[name], *bases[base], tmp_path, layers=ALL)
+
+
+# The tuners that take GPT-2's Conv1D; their A and B lie as for any other layer.
+TURNED = [
+    *("adalora", "adalora-pruned", "vera", "vera-drawn", "pvera", "pvera-drawn"),
+    *("tinylora", "tinylora-drawn", "unilora", "unilora-drawn"),
+]
+
+
+@pytest.mark.parametrize("name", TURNED)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_on_conv1d_too(name: str, bases: Bases, tmp_path: Path) -> None:
+    _compare(KINDS[name], *bases["gpt2"], tmp_path, layers=["c_attn", "c_proj", "c_fc"])
 
 
 def test_factorization_is_pefts() -> None:
