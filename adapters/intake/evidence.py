@@ -76,7 +76,9 @@ def init(init: str) -> Evidence:
 
 
 def miss_bat(raw: RawAdapter) -> str | None:
-    bat = raw.config.get("peft_type") == "MISS" and raw.config.get("init_weights") == "bat"
+    bat = (
+        raw.config.get("peft_type") in ("MISS", "BONE") and raw.config.get("init_weights") == "bat"
+    )
     return "init_weights = 'bat'" if bat else None
 
 

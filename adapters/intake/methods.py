@@ -96,11 +96,12 @@ METHODS: tuple[Method, ...] = (
         for row in MERGE_ONLY
     ),
     Method(
-        "other-merge",
-        "another tuner",
-        other_tuner(Fate.MERGE),
-        Lane.MERGED,
-        f"{Fate.MERGE.value}; {_MERGE}",
+        "adamss",
+        "AdaMSS",
+        tuner("ADAMSS"),
+        None,
+        "which rows of a weight each of its factors is for was found by clustering the base's "
+        "weights and is not saved; merge it with PEFT where it was trained and register the result",
     ),
     Method(
         "alora",
@@ -228,6 +229,7 @@ METHODS: tuple[Method, ...] = (
         limits="linear layers that r divides",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
+    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
     Method(

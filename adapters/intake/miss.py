@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import InvalidConfig
 from adapters.intake import tensors
+from adapters.intake.bone import as_miss
 from adapters.intake.lora import LoraPlan
 from adapters.intake.peft_config import tuner_settings, whole_number
 from adapters.intake.raw import RawAdapter
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def plan_miss(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     """See `plan_rewriting`. Mode `bat` has a row of its own in METHODS."""
+    raw = as_miss(raw)
     settings = tuner_settings(raw.config, alpha=None, patterns=False)
     mode = raw.config.get("init_weights", True)
     if not isinstance(mode, bool) and mode != "mini":

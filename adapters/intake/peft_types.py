@@ -39,7 +39,7 @@ PEFT_TYPES: Mapping[str, PeftType] = {
     "LOHA": PeftType("LoHa", Fate.PLAIN),
     "LOKR": PeftType("LoKr", Fate.PLAIN),
     "MISS": PeftType("MiSS", Fate.PLAIN),
-    "BONE": PeftType("Bone", Fate.CONVERTIBLE),
+    "BONE": PeftType("Bone", Fate.PLAIN),
     "PEANUT": PeftType("PEANuT", Fate.CONVERTIBLE),
     "PSOFT": PeftType("PSOFT", Fate.CONVERTIBLE),
     "PVERA": PeftType("PVeRA", Fate.CONVERTIBLE),
