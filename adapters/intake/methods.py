@@ -121,11 +121,12 @@ METHODS: tuple[Method, ...] = (
         for row in MERGE_ONLY
     ),
     Method(
-        "other-merge",
-        "another tuner",
-        other_tuner(Fate.MERGE),
-        Lane.MERGED,
-        f"{Fate.MERGE.value}; {_MERGE}",
+        "adamss",
+        "AdaMSS",
+        tuner("ADAMSS"),
+        None,
+        "which rows of a weight each of its factors is for was found by clustering the base's "
+        "weights and is not saved; merge it with PEFT where it was trained and register the result",
     ),
     Method(
         "psoft",

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from adapters.errors import InvalidConfig
+from adapters.intake.bone import as_miss
 from adapters.intake.merging import MergePlan
 from adapters.intake.peft_config import tuner_settings
 from adapters.intake.raw import RawAdapter
@@ -23,6 +24,7 @@ _PART = "miss_block"
 
 def plan_miss_bat(raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
     """See `plan_rules`."""
+    raw = as_miss(raw)
     settings = tuner_settings(raw.config, alpha=None, patterns=False)
     tuner = RuleTuner(
         title="MiSS",

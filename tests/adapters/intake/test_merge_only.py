@@ -10,13 +10,14 @@ import peft
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapters.intake.formats import read_artifact
 from adapters.intake.merging import MergePlan
 from adapters.intake.methods import recognise
 from adapters.intake.peft_types import PEFT_TYPES
+from adapters.intake.pipeline import take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.conftest import VOCABULARY
 from tests.adapters.intake.merge_only_kinds import KINDS, Kind
@@ -175,3 +176,40 @@ def test_planning_twice_gives_the_same_and_an_adapters_name_goes(
         folder = stored(plan, tmp_path / "named")
         save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _assert_equal(plan, plan_of(folder, descriptor))
+
+
+def _as_bone(miss: Path, bone: Path) -> Path:
+    """What PEFT 0.14 to 0.17 wrote, from today's MiSS: its tensors' names and its type."""
+    bone.mkdir()
+    tensors = load_file(miss / "adapter_model.safetensors")
+    renamed = {name.replace("miss_", "bone_"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, bone / "adapter_model.safetensors", metadata={"format": "pt"})
+    values = json.loads((miss / "adapter_config.json").read_text())
+    values |= {"peft_type": "BONE", "peft_version": None}
+    (bone / "adapter_config.json").write_text(json.dumps(values))
+    return bone
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_bone_is_miss(merge_bases: Bases, tmp_path: Path) -> None:
+    path, descriptor = merge_bases["llama"]
+    _save_trained(KINDS["miss-bat"], path, tmp_path / "adapter")
+    as_miss = plan_of(tmp_path / "adapter", descriptor)
+    bone = _as_bone(tmp_path / "adapter", tmp_path / "bone")
+    _assert_equal(as_miss, plan_of(bone, descriptor))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+def test_plain_bone_becomes_a_lora_as_miss_does(merge_bases: Bases, tmp_path: Path) -> None:
+    path, descriptor = merge_bases["llama"]
+    values = {"target_modules": ["q_proj", "down_proj"], "r": 5}
+    _save_trained(Kind("MissConfig", values, ()), path, tmp_path / "adapter")
+    (tmp_path / "as-miss").mkdir()
+    (tmp_path / "as-bone").mkdir()
+    take_in(tmp_path / "adapter", base=descriptor, staging=tmp_path / "as-miss", format=None)
+    bone = _as_bone(tmp_path / "adapter", tmp_path / "bone")
+    manifest = take_in(bone, base=descriptor, staging=tmp_path / "as-bone", format=None)
+    assert (manifest.method, manifest.lane, manifest.rank) == ("bone", Lane.HOT, 5)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        one, other = (tmp_path / f"as-{kind}" / name for kind in ("miss", "bone"))
+        assert one.read_bytes() == other.read_bytes()
