@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from adapters.errors import BaseMismatch, DamagedArtifact, InvalidConfig, NotHotServable
+from adapters.errors import (
+    ArtifactError,
+    BaseMismatch,
+    DamagedArtifact,
+    InvalidConfig,
+    NotHotServable,
+    NotServable,
+)
 from adapters.models import BaseDescriptor, ModuleSpec
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, Config, Tensors, write_parts
 from tests.adapters.intake.bad_artifacts import Bad
@@ -194,6 +201,11 @@ _OUTPUTS = {
 }
 
 
+def _beside(name: str) -> tuple[type[ArtifactError], tuple[str, ...]]:
+    """The refusal of whole modules beside a tuner that is not LoRA."""
+    return NotServable, ("use_bdlora" if name == "bdlora" else "modules_to_save", "supported")
+
+
 def _common(name: str, right: Right) -> dict[str, Bad]:
     """The faults that every tuner's artifact can have."""
     part, error = _OUTPUTS[name]
@@ -243,7 +255,7 @@ def _common(name: str, right: Right) -> dict[str, Bad]:
             ("one too many", part),
         ),
         f"{name}-modules-to-save": Bad(
-            right.config_with(modules_to_save=["lm_head"]), NotHotServable, ("modules_to_save",)
+            right.config_with(modules_to_save=["lm_head"]), *_beside(name)
         ),
     }
 

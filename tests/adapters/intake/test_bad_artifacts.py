@@ -13,9 +13,10 @@ from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
 from tests.adapters.intake.bad_formats import BAD_FORMATS, GOOD
+from tests.adapters.intake.bad_merges import BAD_MERGES
 from tests.adapters.intake.bad_tuners import BAD_TUNERS, RIGHT
 
-ALL = BAD | BAD_TUNERS | BAD_FORMATS
+ALL = BAD | BAD_TUNERS | BAD_FORMATS | BAD_MERGES
 
 
 @pytest.fixture
@@ -102,14 +103,16 @@ def test_the_unspoilt_artifact_of_a_tuner_is_taken(
     assert manifest.targets == ("o_proj", "q_proj")
 
 
-@pytest.mark.parametrize("family", ["", *RIGHT])
+@pytest.mark.parametrize("family", ["", "merges", *RIGHT])
 def test_no_refusal_says_what_another_artifact_says(
     family: str, llama: BaseDescriptor, tmp_path: Path
 ) -> None:
     """Sentences must tell faults apart: two that read the same name nothing."""
     said: dict[str, str] = {}
     rows = {n: bad for n, bad in BAD_TUNERS.items() if n.startswith(f"{family}-")}
-    for name, bad in (rows if family else BAD).items():
+    if not rows:
+        rows = {"": BAD, "merges": BAD_MERGES}[family]
+    for name, bad in rows.items():
         folder = tmp_path / name
         folder.mkdir()
         bad(folder, llama)
