@@ -7,18 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from adapters.catalog_bases import BaseCatalog
+from adapters.compositions import Part, Recipe
 from adapters.errors import (
     AdapterNotFound,
-    AlreadyExists,
-    BaseNotFound,
     Conflict,
     InvalidReference,
     UsageError,
 )
 from adapters.models import (
     AdapterRecord,
-    BaseDescriptor,
-    BaseRecord,
     Inspection,
     Manifest,
     Registered,
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 _CHANGES_KEPT = 10_000
 
 
-class Catalog:
+class Catalog(BaseCatalog):
     """One store. Any thread may use it; every method raises AdapterctlError subclasses only."""
 
     def __init__(self, root: Path, *, intake: IntakeProtocol | None = None):
@@ -85,53 +83,6 @@ class Catalog:
     ) -> None:
         self.close()
 
-    # --- bases -------------------------------------------------------------------------------
-
-    def base_add(self, name: str, path: str | Path) -> BaseRecord:
-        """Registers a base model's directory under a name, or notes that it has moved.
-
-        Raises BaseError for an unusable directory, AlreadyExists for a taken name.
-        """
-        check_name(name)
-        with reader.reading(self.layout.root) as connection:
-            if reader.load_adapters(connection, [name]):
-                raise AlreadyExists(f"'{name}' is an adapter: a base needs another name")
-        resolved = Path(path).expanduser().absolute()
-        descriptor = self._intake.describe_base(resolved)
-        from adapters.registry.bases import add_base
-
-        with self._writer().transaction() as connection:
-            add_base(connection, name, resolved, descriptor)
-        return self.base(name)
-
-    def bases(self) -> list[BaseRecord]:
-        """All bases by name."""
-        with reader.reading(self.layout.root) as connection:
-            return list(reader.load_bases(connection).values())
-
-    def base(self, name: str) -> BaseRecord:
-        """One base; raises BaseNotFound."""
-        with reader.reading(self.layout.root) as connection:
-            found = reader.load_bases(connection, [name])
-        if name not in found:
-            raise _no_base(name)
-        return found[name]
-
-    def base_descriptor(self, name: str) -> BaseDescriptor:
-        """What intake knows of a base; raises BaseNotFound."""
-        with reader.reading(self.layout.root) as connection:
-            found = reader.load_descriptor(connection, name)
-        if found is None:
-            raise _no_base(name)
-        return found
-
-    def base_rm(self, name: str) -> None:
-        """Forgets a base (its directory stays); raises InUse while versions need it."""
-        from adapters.registry.bases import remove_base
-
-        with self._writer().transaction() as connection:
-            remove_base(connection, name)
-
     # --- adapters ----------------------------------------------------------------------------
 
     def register(
@@ -167,6 +118,40 @@ class Catalog:
             format=format,
             dry_run=dry_run,
             policy=policy_from_environment(allow_private=allow_private_urls),
+            actor=actor,
+            on_step=on_step,
+            progress=progress,
+        )
+
+    def compose(
+        self,
+        parts: Sequence[Part],
+        recipe: Recipe,
+        *,
+        name: str | None,
+        tag: str | None = None,
+        dry_run: bool = False,
+        actor: str = "local",
+        on_step: OnStep | None = None,
+        progress: Progress | None = None,
+    ) -> Registered:
+        """Makes versions of one base into a new version of `name` (None: named by the parts).
+
+        `progress` hears (done, total) modules. Raises NotHotServable for a part of the merged lane,
+        BaseMismatch for parts of several bases.
+        """
+        from adapters.registry.composing import compose
+
+        return compose(
+            self.layout,
+            self._writer,
+            self._intake,
+            self.snapshot(),
+            parts,
+            recipe,
+            name=name,
+            tag=tag,
+            dry_run=dry_run,
             actor=actor,
             on_step=on_step,
             progress=progress,
@@ -387,7 +372,3 @@ def _name_and_tag(ref: str) -> tuple[str, str]:
 def _selector(name: str, version: str) -> Reference:
     """`v3`, a digest or a tag, as a reference of adapter `name`."""
     return parse_reference(f"{name}{'@' if version.startswith('sha256:') else ':'}{version}")
-
-
-def _no_base(name: str) -> BaseNotFound:
-    return BaseNotFound(f"there is no base '{name}': `adapterctl base ls` lists what there is")

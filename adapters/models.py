@@ -87,6 +87,8 @@ class Manifest(Frozen):
     source: str
     source_sha256: str
     notes: tuple[str, ...] = ()
+    # Lineage: NAME:vN@DIGEST*WEIGHT of each version that a composition is made of.
+    composed_from: tuple[str, ...] = ()
 
 
 class Inspection(Frozen):

@@ -17,17 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from adapters.catalog import Catalog
-from adapters.models import BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
-from adapters.registry.intake_port import Progress
 from adapters.registry.snapshot import SnapshotWatcher
+from tests.adapters.registry.small_intake import SmallIntake, write_base, write_source
 
 RESOLVE_US = 20.0
 SEEN_S = 1.0
@@ -46,66 +41,14 @@ with Catalog.open(Path(sys.argv[1])) as catalog:
 """
 
 
-class SeededIntake:
-    """Makes the artifact from the number that is its source's name: nothing to train or to read."""
-
-    def describe_base(self, path: Path) -> BaseDescriptor:
-        return BaseDescriptor(
-            digest="sha256:" + "0" * 64,
-            architecture="BenchForCausalLM",
-            model_type="bench",
-            dtype="bfloat16",
-            vocab_size=16,
-            context_length=16,
-            tied_embeddings=False,
-            modules=(ModuleSpec(name="layer", kind="linear", in_features=8, out_features=8),),
-            parameters={},
-        )
-
-    def examine(
-        self, source: Path, *, bases: Sequence[tuple[str, BaseDescriptor]], format: str | None
-    ) -> Inspection:
-        raise NotImplementedError("the benchmark inspects nothing")
-
-    def take_in(
-        self,
-        source: Path,
-        *,
-        base: BaseDescriptor,
-        staging: Path,
-        format: str | None,
-        progress: Progress | None = None,
-    ) -> Manifest:
-        seeded = np.random.default_rng(int(source.name))
-        tensors = {
-            "base_model.model.layer.lora_A.weight": seeded.random((4, 8), dtype=np.float32),
-            "base_model.model.layer.lora_B.weight": seeded.random((8, 4), dtype=np.float32),
-        }
-        save_file(tensors, staging / "adapter_model.safetensors")
-        (staging / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 4}')
-        return Manifest(
-            format="bench",
-            method="lora",
-            lane=Lane.HOT,
-            reasons=("made for a benchmark",),
-            rank=4,
-            targets=("layer",),
-            parameters=64,
-            scale="1",
-            base_digest=base.digest,
-            base_by_trainer=None,
-            trainer=None,
-            trainer_version=None,
-            source=str(source),
-            source_sha256="0" * 64,
-        )
-
-
-def register_all(catalog: Catalog, count: int, jobs: int) -> float:
-    """Registrations per second."""
+def register_all(catalog: Catalog, sources: Path, count: int, jobs: int) -> float:
+    """Registrations per second; the artifacts are written before."""
+    for number in range(count):
+        write_source(sources / str(number), number)
 
     def one(number: int) -> None:
-        catalog.register(f"/{number}", name=f"tenant-{number:06d}", base="bench", tag="prod")
+        source = str(sources / str(number))
+        catalog.register(source, name=f"tenant-{number:06d}", base="bench", tag="prod")
         if number % 1000 == 999 and sys.stderr.isatty():
             print(f"registered about {number + 1} of {count}", file=sys.stderr)
 
@@ -174,9 +117,11 @@ def seen_seconds(store: Path, watcher: SnapshotWatcher, rounds: int) -> list[flo
 
 def measure(store: Path, options: argparse.Namespace) -> dict[str, float]:
     """All numbers by what they are."""
-    with Catalog.init(store, intake=SeededIntake()) as catalog:
-        catalog.base_add("bench", store)
-        result = {"registrations/s": register_all(catalog, options.adapters, options.jobs)}
+    sources = store.with_name(f"{store.name}-sources")
+    with Catalog.init(store, intake=SmallIntake()) as catalog:
+        catalog.base_add("bench", write_base(sources / "base"))
+        rate = register_all(catalog, sources, options.adapters, options.jobs)
+        result = {"registrations/s": rate}
         result["adapterctl ls, s"] = list_seconds(store, 5)
         began = time.perf_counter()
         catalog.snapshot()

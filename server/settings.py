@@ -69,6 +69,11 @@ class ServeSettings(Frozen):
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest request body in bytes."
     )
+    max_compositions: int = Field(
+        64,
+        ge=0,
+        description="Sums (`a*0.7+b*0.3`) that requests may have made and that are kept; 0: none.",
+    )
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )

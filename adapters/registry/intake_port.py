@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from adapters.compositions import Component, Recipe
 from adapters.models import BaseDescriptor, Inspection, Manifest
 from adapters.registry.heavy_import import interrupt_deferred
 
@@ -39,6 +40,17 @@ class IntakeProtocol(Protocol):
         progress: Progress | None = None,
     ) -> Manifest:
         """Writes the canonical files into `staging`; raises ArtifactError."""
+
+    def compose(
+        self,
+        components: Sequence[tuple[Component, Path]],
+        recipe: Recipe,
+        *,
+        base: BaseDescriptor,
+        staging: Path,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Writes the composition of stored versions into `staging`; raises AdapterctlError."""
 
 
 class TensorIntake:
@@ -77,3 +89,18 @@ class TensorIntake:
             from adapters.intake.pipeline import take_in
 
         return take_in(source, base=base, staging=staging, format=format, progress=progress)
+
+    def compose(
+        self,
+        components: Sequence[tuple[Component, Path]],
+        recipe: Recipe,
+        *,
+        base: BaseDescriptor,
+        staging: Path,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """See IntakeProtocol."""
+        with interrupt_deferred():
+            from adapters.intake.composing import compose_into
+
+        return compose_into(staging, components, recipe, base=base, progress=progress)

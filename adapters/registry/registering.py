@@ -43,7 +43,7 @@ def register(
     tell = on_step or (lambda step: None)
     check_name(name)
     tags = [] if tag is None else [check_tag(tag)]
-    descriptor = _check_names(layout, name, base)
+    descriptor = check_names(layout, name, base)
     remote = needs_place(source)
     tell("stage")
     with stage(layout) as staging:
@@ -57,13 +57,43 @@ def register(
             )
         if remote:
             manifest = manifest.model_copy(update={"source": source.shown})
-        tell("seal")
-        sealed = seal(layout, staging, base_digest=descriptor.digest)
-        if dry_run:
-            return _would_register(layout, name, base, sealed, manifest, tags)
-        number, created, pointing = _publish_and_commit(
-            layout, writer(), staging, sealed, manifest, name, base, tags, actor, tell
+        return finish(
+            layout,
+            writer,
+            staging,
+            manifest,
+            name=name,
+            base=base,
+            descriptor=descriptor,
+            tags=tags,
+            dry_run=dry_run,
+            actor=actor,
+            tell=tell,
         )
+
+
+def finish(
+    layout: StoreLayout,
+    writer: Callable[[], RegistryWriter],
+    staging: Staging,
+    manifest: Manifest,
+    *,
+    name: str,
+    base: str,
+    descriptor: BaseDescriptor,
+    tags: Sequence[str],
+    dry_run: bool,
+    actor: str,
+    tell: OnStep,
+) -> Registered:
+    """What is staged becomes a version of `name`; a dry run says which."""
+    tell("seal")
+    sealed = seal(layout, staging, base_digest=descriptor.digest)
+    if dry_run:
+        return _would_register(layout, name, base, sealed, manifest, tags)
+    number, created, pointing = _publish_and_commit(
+        layout, writer(), staging, sealed, manifest, name, base, tags, actor, tell
+    )
     tell("done")
     return _registered(name, base, number, sealed.digest, manifest, pointing, created)
 
@@ -107,7 +137,7 @@ def fetch_into(
         return fetch(source, place, policy, tell, progress)
 
 
-def _check_names(layout: StoreLayout, name: str, base: str) -> BaseDescriptor:
+def check_names(layout: StoreLayout, name: str, base: str) -> BaseDescriptor:
     """All that can be refused before tensors are read."""
     with reader.reading(layout.root) as connection:
         descriptor = reader.load_descriptor(connection, base)

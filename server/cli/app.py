@@ -10,6 +10,7 @@ COMMANDS = {
     "init": "server.cli.commands.store:init",
     "base": "server.cli.app:base",
     "register": "server.cli.commands.intake:register",
+    "compose": "server.cli.commands.compose:compose",
     "inspect": "server.cli.commands.intake:inspect",
     "ls": "server.cli.commands.adapters:ls",
     "show": "server.cli.commands.adapters:show",

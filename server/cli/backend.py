@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from adapters.compositions import Part, Recipe
 from adapters.models import (
     AdapterRecord,
     BaseRecord,
@@ -83,6 +84,18 @@ class Backend(Protocol):
         allow_private_urls: bool = False,
     ) -> Inspection:
         """What the artifact is; registers nothing."""
+
+    def compose(
+        self,
+        parts: Sequence[Part],
+        recipe: Recipe,
+        *,
+        name: str | None,
+        tag: str | None,
+        dry_run: bool,
+        watch: Watch,
+    ) -> Registered:
+        """Make versions of one base into a new version of `name`."""
 
     def adapters(self) -> Sequence[AdapterRecord]:
         """All adapters, by name."""

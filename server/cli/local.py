@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.catalog import Catalog
+from adapters.compositions import Part, Recipe
 from adapters.models import (
     AdapterRecord,
     BaseRecord,
@@ -105,6 +106,27 @@ class LocalBackend:
             progress=watch.progress,
         )
 
+    def compose(
+        self,
+        parts: Sequence[Part],
+        recipe: Recipe,
+        *,
+        name: str | None,
+        tag: str | None,
+        dry_run: bool,
+        watch: Watch,
+    ) -> Registered:
+        return self._catalog.compose(
+            parts,
+            recipe,
+            name=name,
+            tag=tag,
+            dry_run=dry_run,
+            actor=self._actor,
+            on_step=lambda step: _tell(watch, step),
+            progress=watch.progress,
+        )
+
     def adapters(self) -> Sequence[AdapterRecord]:
         return self._catalog.adapters()
 
@@ -166,6 +188,7 @@ _STEPS = {
     "unpack": "unpacking",
     "read": "reading what it is",
     "write": "checking and converting every tensor",
+    "compose": "putting the adapters together",
     "seal": "hashing what will be stored",
     "publish": "storing it",
 }

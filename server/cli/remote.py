@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
+from adapters.compositions import Part, Recipe
 from adapters.errors import InvalidReference, ServerUnreachable, UsageError
 from adapters.models import (
     AdapterRecord,
@@ -25,7 +26,15 @@ from adapters.sources.policy import PRIVATE_VARIABLE
 from adapters.sources.uri import completed_source
 from server.cli.backend import Watch
 from server.cli.http import AdminConnection
-from server.gateway.admin_models import Check, GcAnswer, Removed, Shown, StoreInfo, VerifyAnswer
+from server.gateway.admin_models import (
+    Check,
+    ComposeRequest,
+    GcAnswer,
+    Removed,
+    Shown,
+    StoreInfo,
+    VerifyAnswer,
+)
 
 T = TypeVar("T")
 
@@ -90,6 +99,21 @@ class RemoteBackend:
         _servers_choice(allow_private_urls)
         body = {"source": completed_source(source), "format": format, "base": base}
         return self._work("/inspect", body, Inspection, watch)
+
+    def compose(
+        self,
+        parts: Sequence[Part],
+        recipe: Recipe,
+        *,
+        name: str | None,
+        tag: str | None,
+        dry_run: bool,
+        watch: Watch,
+    ) -> Registered:
+        order = ComposeRequest(
+            parts=tuple(parts), recipe=recipe, name=name, tag=tag, dry_run=dry_run
+        )
+        return self._work("/compositions", order.model_dump(mode="json"), Registered, watch)
 
     def adapters(self) -> list[AdapterRecord]:
         return self._get("/adapters", list[AdapterRecord])

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapters.errors import AdapterctlError
+from adapters.models import Registered
 from server.cli.backend import Watch
 from server.cli.local import LocalBackend
+from server.gateway.admin_models import ComposeRequest
 
 # How long the work gets to clean up after it was told to stop.
 _GRACE_S = 5.0
@@ -54,6 +56,8 @@ def _run(order: dict[str, Any], events: IO[str]) -> Any:
                 answer = backend.register(**arguments, watch=watch)
             case "inspect":
                 answer = backend.inspect(**arguments, watch=watch)
+            case "compose":
+                answer = _compose(backend, ComposeRequest.model_validate(arguments), watch)
             case "verify":
                 answer = backend.verify(watch)
             case other:
@@ -61,6 +65,17 @@ def _run(order: dict[str, Any], events: IO[str]) -> Any:
     finally:
         backend.close()
     return answer.model_dump(mode="json")
+
+
+def _compose(backend: LocalBackend, order: ComposeRequest, watch: Watch) -> Registered:
+    return backend.compose(
+        order.parts,
+        order.recipe,
+        name=order.name,
+        tag=order.tag,
+        dry_run=order.dry_run,
+        watch=watch,
+    )
 
 
 def _own_stdout() -> IO[str]:

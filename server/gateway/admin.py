@@ -18,6 +18,7 @@ from server.gateway.admin_jobs import JobRunner
 from server.gateway.admin_models import (
     BaseAdd,
     Check,
+    ComposeRequest,
     GcAnswer,
     GcRequest,
     InspectRequest,
@@ -102,6 +103,12 @@ def _add_intake_routes(router: APIRouter, jobs: JobRunner) -> None:
     @router.post("/adapters", summary="Register an artifact", responses=_answers(Registered))
     async def register(request: Request, body: RegisterRequest) -> Response:
         return await answer_with_job(request, jobs, "register", body)
+
+    @router.post(
+        "/compositions", summary="Compose adapters into one", responses=_answers(Registered)
+    )
+    async def compose(request: Request, body: ComposeRequest) -> Response:
+        return await answer_with_job(request, jobs, "compose", body)
 
     @router.post("/inspect", summary="What an artifact is", responses=_answers(Inspection))
     async def inspect(request: Request, body: InspectRequest) -> Response:

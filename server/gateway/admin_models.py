@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from adapters.compositions import Part, Recipe
 from adapters.models import AdapterRecord, Frozen, Manifest, VersionRecord
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class InspectRequest(Frozen):
     source: str
     format: str | None = None
     base: str | None = None
+
+
+class ComposeRequest(Frozen):
+    """POST /compositions: versions of one base as a new version of `name`."""
+
+    parts: tuple[Part, ...] = Field(min_length=1)
+    recipe: Recipe = Recipe()
+    name: str | None = Field(None, description="None: an adapter named by what it is made of.")
+    tag: str | None = None
+    dry_run: bool = False
 
 
 class TagRequest(Frozen):

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from adapters.compositions import is_mix
 from adapters.models import AdapterRecord, BaseRecord, Lane, VersionRecord
 from server.gateway.state import GatewayState, check_deployed
 
@@ -19,7 +20,9 @@ def models_router(state: GatewayState) -> APIRouter:
         adapters = state.snapshot().adapters.values()
         data = [_base(state.base)]
         for adapter in adapters:
-            data.extend(_entries(state, adapter))
+            # A sum that somebody's request made is nothing to choose from.
+            if not is_mix(adapter.name):
+                data.extend(_entries(state, adapter))
         return {"object": "list", "data": data}
 
     @router.get("/v1/models/{reference:path}", summary="One reference")

@@ -48,7 +48,7 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
     try:
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
-        target = target_of(state, state.snapshot().resolve(model_of(document)))
+        target = target_of(state, await state.compositions.resolve(model_of(document)))
         exchange.begin(target)
         transport = state.engine.transport()
         strip_usage = _ask_for_usage(document, route)

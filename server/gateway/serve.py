@@ -30,6 +30,7 @@ from server.engine.transport import EngineAddress
 from server.gateway.admin import admin_router
 from server.gateway.app import create_app
 from server.gateway.banner import admin_key_notice, ready_banner
+from server.gateway.compositions import Compositions
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
 from server.gateway.state import GatewayState
@@ -99,6 +100,13 @@ class _Server:
             base=base,
             engine=self._engine,
             snapshot=lambda: watcher.current,
+            compositions=Compositions(
+                catalog,
+                lambda: watcher.current,
+                watcher.refresh,
+                limit=settings.max_compositions,
+                timeout=settings.first_token_timeout,
+            ),
             metrics=metrics,
         )
         admin = admin_router(

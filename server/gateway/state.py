@@ -10,18 +10,20 @@ from adapters.models import BaseRecord, Lane, VersionRecord
 from adapters.registry.snapshot import Resolved, Snapshot
 from adapters.store.layout import engine_name
 from server.engine.engines import Engine
+from server.gateway.compositions import Compositions
 from server.gateway.metrics import GatewayMetrics
 from server.settings import ServeSettings
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """The serving base, its engine, the current registry snapshot, the metrics."""
+    """The serving base, its engine, the registry snapshot, what makes sums, the metrics."""
 
     settings: ServeSettings
     base: BaseRecord
     engine: Engine
     snapshot: Callable[[], Snapshot]
+    compositions: Compositions
     metrics: GatewayMetrics
 
 

@@ -168,6 +168,7 @@ def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
         ("scale", manifest.scale),
         ("source", manifest.source),
         ("source sha256", manifest.source_sha256),
+        *(("composed from", part) for part in manifest.composed_from),
         *(("reason", reason) for reason in manifest.reasons),
         *(("note", text) for text in manifest.notes),
     ]

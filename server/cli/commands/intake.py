@@ -78,7 +78,7 @@ def register(
     if session.json:
         emit_json(registered.model_dump(mode="json"))
     else:
-        _say_registered(registered, dry_run=dry_run)
+        say_registered(registered, dry_run=dry_run)
 
 
 @click.command(cls=Command)
@@ -118,7 +118,7 @@ def inspect(
         _say_inspection(found)
 
 
-def _say_registered(registered: Registered, *, dry_run: bool) -> None:
+def say_registered(registered: Registered, *, dry_run: bool) -> None:
     version = f"{registered.name}:{registered.version}"
     if dry_run:
         say(f"{version} could be registered; nothing was changed (--dry-run)")

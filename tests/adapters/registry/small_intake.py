@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from adapters.compositions import Component, Recipe, formula
 from adapters.errors import BaseError, DamagedArtifact, SourceUnreadable
 from adapters.models import BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
 from adapters.registry.intake_port import Progress
@@ -101,6 +102,41 @@ class SmallIntake:
             trainer_version=None,
             source=str(source),
             source_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        )
+
+    def compose(
+        self,
+        components: Sequence[tuple[Component, Path]],
+        recipe: Recipe,
+        *,
+        base: BaseDescriptor,
+        staging: Path,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """The real sum: factors side by side."""
+        parts = [(c.weight, load_file(directory / WEIGHTS)) for c, directory in components]
+        a, b = (f"base_model.model.layer.lora_{side}.weight" for side in "AB")
+        summed = {
+            a: np.concatenate([tensors[a] for _, tensors in parts], axis=0),
+            b: np.concatenate([np.float32(w) * tensors[b] for w, tensors in parts], axis=1),
+        }
+        save_file(summed, staging / WEIGHTS)
+        return Manifest(
+            format="composition",
+            method=f"{recipe.method}-composition",
+            lane=Lane.HOT,
+            reasons=("a sum",),
+            rank=summed[a].shape[0],
+            targets=("layer",),
+            parameters=summed[a].size + summed[b].size,
+            scale="",
+            base_digest=base.digest,
+            base_by_trainer=None,
+            trainer=None,
+            trainer_version=None,
+            source=formula(c for c, _ in components),
+            source_sha256="",
+            composed_from=tuple(c.label for c, _ in components),
         )
 
 

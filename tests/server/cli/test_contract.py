@@ -53,6 +53,43 @@ def test_init_of_a_store_that_is_there(place: Place) -> None:
     assert place.cli.ok("init") == {"store": str(place.store), "created": False}
 
 
+def test_compose(place: Place) -> None:
+    made = place.cli.ok("compose", "blend", "bot:prod=0.5", "bot:v2=-1.5", "--tag", "tried")
+    assert (made["name"], made["version"], made["rank"]) == ("blend", "v1", 8)
+    assert (made["method"], made["lane"]) == ("sum-composition", "hot")
+    assert made["reasons"] == [
+        "the exact sum 0.5·bot:v1 + -1.5·bot:v2: the ranks of its parts are added up"
+    ]
+    shown = place.cli.ok("show", "blend:tried")
+    assert [part.partition("@")[0] for part in shown["manifest"]["composed_from"]] == [
+        "bot:v1",
+        "bot:v2",
+    ]
+    again = place.cli.ok("compose", "blend", "bot:prod=0.5", "bot:v2=-1.5")
+    assert (again["version"], again["created"]) == ("v1", False)
+    cut = place.cli.ok("compose", "blend", "bot:v1=0.5", "bot:v2=-1.5", "--rank", "2", "--dry-run")
+    assert "cut to rank 2: approximate, relative error 0." in cut["reasons"][0]
+    place.cli.ok("rm", "blend", "--force")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("bot:v1=0.5", "nobody=1"), 1, "there is no adapter 'nobody'"),
+        (("bot:v1=0.5", "bot:prod=1"), 2, "are the same version"),
+        (("bot:v1=zero", "bot:v2=1"), 2, "is no weight"),
+        (("bot:v1=0.5", "bot:v2=1", "--density", "0.5"), 2, "--density is for --method ties"),
+        (("bot:v1=0.5", "bot:v2=1", "--seed", "5"), 2, "--seed is for --method dare"),
+        (("bot:v1=0.5", "bot:v2=1", "--rank", "0"), 2, "0 is not in the range"),
+    ],
+)
+def test_compositions_that_make_no_sense(
+    place: Place, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    exit_code, error = place.cli.refused("compose", "blend", *arguments)
+    assert (exit_code, message in error["message"]) == (code, True)
+
+
 def test_bases(place: Place, tiny: TinyArtifacts) -> None:
     (base,) = place.cli.ok("base", "ls")
     assert (base["name"], base["path"]) == ("tiny", str(tiny.base))

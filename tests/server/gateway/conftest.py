@@ -10,9 +10,11 @@ import pytest
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
+from adapters.catalog import Catalog
 from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
+from server.gateway.compositions import Compositions
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
@@ -55,6 +57,9 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         base=base_record(),
         engine=external,
         snapshot=lambda: snapshot,
+        compositions=Compositions(
+            Catalog(tmp_path), lambda: snapshot, lambda: None, limit=0, timeout=0.5
+        ),
         metrics=metrics,
     )
     metrics.registry.register(StateCollector(external, "tiny", lambda: snapshot))
