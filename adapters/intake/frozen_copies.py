@@ -60,8 +60,7 @@ def _unknown(name: str, translated: str, index: ModuleIndex) -> BaseMismatch:
 
 def _replaces(name: str, module: str) -> NotHotServable:
     return NotHotServable(
-        f"tensor '{name}' replaces the whole weight of '{module}', which no plain LoRA expresses; "
-        "merge the adapter into the base and serve the result"
+        f"tensor '{name}' replaces the whole weight of '{module}', which no plain LoRA expresses"
     )
 
 
@@ -72,5 +71,5 @@ def _compare(tensor: LazyTensor, module: str, fingerprint: str) -> None:
         raise NotHotServable(
             f"tensor '{tensor.name}' is not the base's own weight of '{module}': the adapter "
             "brings changed embeddings (or was trained on another base), which no plain LoRA "
-            "expresses; merge it into the base and serve the result"
+            "expresses"
         )

@@ -20,6 +20,7 @@ from adapters.intake.lora import Halves, check_targets, pair_of, sort_factors
 from adapters.intake.lora_parts import FamilyParts, sort_parts
 from adapters.intake.merging import Edit, MergePlan, weight_of
 from adapters.intake.peft_config import ModuleScale, describe_scale, flag, parse_settings
+from adapters.intake.peft_types import PEFT_TYPES
 from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.intake.saved_modules import check_whole, saved_modules, without_saved
 from adapters.intake.tied import apart, input_embedding, output_head
@@ -64,6 +65,11 @@ def plan_lora_merge(raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
     findings = Findings()
     parts = sort_parts(raw, base, findings)
     saved = saved_modules(raw, base, findings)
+    if raw.format == "gguf" and parts.whole:
+        name = next(iter(parts.whole.values())).name
+        raise NotServable(
+            f"tensor '{name}' is a whole weight; of a GGUF adapter only LoRA factors are taken"
+        )
     sized = new_vocabulary(parts, saved, base, findings)
     halves, _ = sort_factors(replace(raw, tensors=parts.factors), sized, findings)
     scales = settings.scales(list(halves))
@@ -106,8 +112,8 @@ def _refuse_others(raw: RawAdapter) -> None:
     kind = raw.config.get("peft_type")
     if kind != "LORA":
         raise NotServable(
-            f"this is {kind} with whole modules or biases of the base beside it, which is "
-            "supported for LoRA only"
+            f"this is {PEFT_TYPES[str(kind)].title} with modules_to_save, trained biases or tokens "
+            "beside it, which is supported for LoRA only"
         )
     for key in _FOREIGN:
         if raw.config.get(key):
@@ -168,12 +174,12 @@ def _check_lora_biases(
 ) -> None:
     specs = {spec.name: spec for spec in base.modules}
     for module, tensor in parts.lora_biases.items():
-        fault = parts.fault(tensor, (specs[module].out_features,), module)
-        if fault is None and f"{module}.bias" not in base.parameters:
-            fault = NotServable(
-                f"'{tensor.name}' is a bias for '{module}', which has none in this base, so there "
-                "is nothing it could be merged into"
-            )
+        fault: ArtifactError | None = NotServable(
+            f"'{tensor.name}' is a bias for '{module}', which has none in this base, so there is "
+            "nothing it could be merged into"
+        )
+        if f"{module}.bias" in base.parameters:
+            fault = parts.fault(tensor, (specs[module].out_features,), module)
         if fault is None and module not in modules:
             fault = DamagedArtifact(f"'{tensor.name}' has no lora_A and lora_B beside it")
         if fault is None and parts.magnitudes:

@@ -82,11 +82,13 @@ def tokenizer_files(
     folder = raw.provenance.source
     there = [name for name in _FILES if (folder / name).is_file()]
     if not any(set(needed) <= set(there) for needed in _TOKENIZERS):
+        beside = f" (only {', '.join(there)})" if there else ""
         findings.add(
             "tokenizer",
             DamagedArtifact(
                 f"it adds {sized.vocab_size - base.vocab_size} tokens to the vocabulary, and no "
-                "tokenizer is beside it; save the tokenizer it was trained with into its directory"
+                f"tokenizer is beside it{beside}; save the one it was trained with into its "
+                "directory"
             ),
         )
     return tuple(folder / name for name in there)

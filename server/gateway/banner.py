@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 
+from adapters.models import Lane
 from adapters.registry.snapshot import Snapshot
 
 
 def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str:
     """The URL, and a curl line and an openai snippet that work as printed."""
-    hot = sorted(
-        name
+    default = {
+        name: one.versions[one.tags[one.default_tag]]
         for name, one in snapshot.adapters.items()
-        if one.default_tag in one.tags and one.versions[one.tags[one.default_tag]].base == base
-    )
+        if one.default_tag in one.tags
+    }
+    hot = sorted(n for n, v in default.items() if v.base == base and v.lane is Lane.HOT)
     example = hot[0] if hot else base
     names = ", ".join([base, *hot[:8]]) + (f" and {len(hot) - 8} more" if len(hot) > 8 else "")
     question = "Where do ships sleep at night?"

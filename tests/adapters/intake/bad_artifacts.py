@@ -36,7 +36,6 @@ from tests.adapters.intake.artifact_builders import (
     CallOnLoad,
     as_pickle,
     beyond_layers,
-    changed_embedding,
     deflated,
     done,
     dropped,
@@ -44,7 +43,6 @@ from tests.adapters.intake.artifact_builders import (
     expanded_pickle,
     half_pickle,
     moved_to,
-    random_head,
     renamed,
     set_value,
     two_adapters,
@@ -223,47 +221,46 @@ BAD: dict[str, Bad] = {
     "targets-a-number": Bad(with_config(target_modules=7), InvalidConfig, ("target_modules",)),
     "no-peft-type": Bad(without_key("peft_type"), InvalidConfig, ("peft_type",)),
     "peft-type-unknown": Bad(with_config(peft_type="MAGIC"), InvalidConfig, ("MAGIC",)),
-    # Right, but no plain LoRA.
+    # No plain LoRA, and not right as a merge either (bad_merges.py has more).
     "dora-by-config": Bad(
-        with_config(use_dora=True), NotHotServable, ("DoRA", "use_dora", "merge it")
+        with_config(use_dora=True), DamagedArtifact, ("no lora_magnitude_vector", "is missing")
     ),
     "dora-by-tensor": Bad(
         with_extra(f"{PREFIX}{Q0}.lora_magnitude_vector", torch.ones(8)),
-        NotHotServable,
-        ("DoRA", "lora_magnitude_vector", "merge it"),
+        BaseMismatch,
+        ("q_proj.lora_magnitude_vector", "must be"),
     ),
-    "bias-by-config": Bad(with_config(bias="all"), NotHotServable, ("bias = 'all'", "merge it")),
     "bias-by-tensor": Bad(
-        with_extra(f"{PREFIX}{Q0}.bias", torch.ones(8)), NotHotServable, ("q_proj.bias", "merge it")
+        with_extra(f"{PREFIX}{Q0}.bias", torch.ones(8)), BaseMismatch, ("q_proj.bias", "has none")
     ),
-    "lora-bias": Bad(with_config(lora_bias=True), NotHotServable, ("lora_bias", "merge it")),
+    "lora-bias": Bad(with_config(lora_bias=True), DamagedArtifact, ("lora_bias is true",)),
     "lora-bias-by-tensor": Bad(
-        with_extra(f"{PREFIX}{Q0}.lora_B.bias", torch.ones(8)), NotHotServable, ("lora_B.bias",)
+        with_extra(f"{PREFIX}{Q0}.lora_B.bias", torch.ones(8)),
+        NotServable,
+        ("lora_B.bias", "none in this base"),
     ),
     "modules-to-save": Bad(
-        with_config(modules_to_save=["lm_head"]), NotHotServable, ("modules_to_save", "merge it")
+        with_config(modules_to_save=["lm_head"]), DamagedArtifact, ("covers 'lm_head.weight'",)
     ),
-    "whole-output-head": Bad(random_head, NotHotServable, ("lm_head.weight", "not the base's own")),
     "whole-norm": Bad(
         with_extra(f"{PREFIX}model.norm.weight", torch.ones(8)),
-        NotHotServable,
-        ("model.norm.weight",),
-    ),
-    "changed-embedding": Bad(
-        changed_embedding, NotHotServable, ("embed_tokens.base_layer.weight", "not the base's own")
+        BaseMismatch,
+        ("model.norm.weight", "must be"),
     ),
     "trainable-tokens": Bad(
-        with_config(trainable_token_indices=[0]), DamagedArtifact, ("no trainable_tokens_delta",)
+        with_config(trainable_token_indices=[0]),
+        DamagedArtifact,
+        ("trainable_token_indices", "no trainable_tokens_delta"),
     ),
     "trainable-tokens-by-tensor": Bad(
         with_extra(
             f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta", torch.ones(2, 8)
         ),
         InvalidConfig,
-        ("trainable_tokens_delta", "does not say which tokens"),
+        ("trainable_tokens_delta", "does not say which"),
     ),
     "layer-replication": Bad(
-        with_config(layer_replication=[[0, 2], [1, 3]]), NotHotServable, ("layer_replication",)
+        with_config(layer_replication=[[0, 2], [1, 3]]), NotServable, ("layer_replication",)
     ),
     "pissa": Bad(
         with_config(init_lora_weights="pissa_niter_16"), NotHotServable, ("pissa_niter_16",)

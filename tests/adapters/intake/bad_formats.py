@@ -340,8 +340,8 @@ BAD_FORMATS: dict[str, Bad] = {
     ),
     "gguf-norm": Bad(
         _gguf(extra={"blk.0.attn_norm.weight": np.ones(32, dtype=np.float32)}),
-        NotHotServable,
-        ("attn_norm", "merge"),
+        NotServable,
+        ("attn_norm", "only LoRA factors"),
         GGUF,
     ),
     "gguf-activated": Bad(_gguf(tokens=[1, 2]), NotServable, ("alora_invocation_tokens",), GGUF),

@@ -16,6 +16,7 @@ from adapters.errors import (
     DamagedArtifact,
     InvalidConfig,
     NotHotServable,
+    NotServable,
 )
 from adapters.models import BaseDescriptor, ModuleSpec
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, Config, Tensors, write_parts
@@ -208,6 +209,11 @@ _OUTPUTS = {
 }
 
 
+def _beside(name: str) -> tuple[type[ArtifactError], tuple[str, ...]]:
+    """The refusal of whole modules beside a tuner that is not LoRA."""
+    return NotServable, ("use_bdlora" if name == "bdlora" else "modules_to_save", "supported")
+
+
 def common_faults(
     name: str, right: Right, part: str, error: type[ArtifactError], six: str = "6"
 ) -> dict[str, Bad]:
@@ -262,7 +268,7 @@ def common_faults(
             ("one too many", part),
         ),
         f"{name}-modules-to-save": Bad(
-            right.config_with(modules_to_save=["lm_head"]), NotHotServable, ("modules_to_save",)
+            right.config_with(modules_to_save=["lm_head"]), *_beside(name)
         ),
     }
 

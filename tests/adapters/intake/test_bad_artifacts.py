@@ -15,11 +15,12 @@ from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
 from tests.adapters.intake.bad_converted import BAD_CONVERTED, RIGHT_CONVERTED
 from tests.adapters.intake.bad_formats import BAD_FORMATS, GOOD
+from tests.adapters.intake.bad_merges import BAD_MERGES
 from tests.adapters.intake.bad_other_formats import BAD_OTHER, GOOD_OTHER
 from tests.adapters.intake.bad_tuners import BAD_TUNERS
 from tests.adapters.intake.bad_tuners import RIGHT as RIGHT_TUNERS
 
-ALL = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS | BAD_OTHER
+ALL = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS | BAD_OTHER | BAD_MERGES
 ALL_GOOD = GOOD | GOOD_OTHER
 RIGHT = RIGHT_TUNERS | RIGHT_CONVERTED
 
@@ -123,7 +124,7 @@ def test_the_unspoilt_artifact_of_a_tuner_is_taken(
     assert manifest.targets == ("o_proj", "q_proj")
 
 
-@pytest.mark.parametrize("family", ["", *RIGHT])
+@pytest.mark.parametrize("family", ["", "merges", *RIGHT])
 def test_no_refusal_says_what_another_artifact_says(
     family: str, bases: dict[str, tuple[Path, BaseDescriptor]], tmp_path: Path
 ) -> None:
@@ -131,7 +132,9 @@ def test_no_refusal_says_what_another_artifact_says(
     said: dict[str, str] = {}
     tuners = BAD_TUNERS | BAD_CONVERTED
     rows = {n: bad for n, bad in tuners.items() if n.startswith(f"{family}-")}
-    for name, bad in (rows if family else BAD).items():
+    if not rows:
+        rows = {"": BAD, "merges": BAD_MERGES}[family]
+    for name, bad in rows.items():
         folder = tmp_path / name
         folder.mkdir()
         base = against(name, bases)

@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from adapters.bases.describe import describe_base
 from adapters.errors import InvalidConfig, NotServable
+from adapters.intake.merged import read_stored
+from adapters.intake.merging import carried_out
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.trainers.tiny_base import CONFIGS, TOKENS, write_base
@@ -77,9 +79,7 @@ REAL: dict[str, Real] = {
 }
 # Made by the same scripts, but no plain LoRA.
 MERGED = {
-    "mlx-dora": ("llama", "dora", "DoRA"),
     "mlx-full": ("llama", "full-fine-tune", "a full fine-tune"),
-    "torchtune-dora": ("llama", "dora", "DoRA"),
 }
 
 
@@ -125,6 +125,26 @@ def test_canonical_form_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_p
     assert _apart(expected["after"], expected["before"]) > 0.1, "the adapter must do something"
     assert _apart(base, expected["before"]) < 3e-6 * size, "not the trainer's base"
     assert _apart(adapted, expected["after"]) < 3e-6 * size
+
+
+@pytest.mark.parametrize("name", ["mlx-dora", "torchtune-dora"])
+def test_dora_merged_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_path: Path) -> None:
+    path, descriptor = tiny["llama"]
+    expected = load_file(HERE / "expected" / f"{name}.safetensors")
+    base = descriptor.model_copy(update={"directory": str(path)})
+    manifest = take_in(HERE / "artifacts" / name, base=base, staging=tmp_path, format=None)
+    assert (manifest.lane, manifest.method) == (Lane.MERGED, "dora")
+    model = _model(path)
+    state = model.state_dict()
+    for edit in read_stored(tmp_path, descriptor).edits:
+        state[edit.parameter].copy_(carried_out([edit], state.__getitem__))
+    size = expected["after"].abs().max().item()
+    assert _apart(expected["after"], expected["before"]) > 0.1
+    assert _apart(_logits(_model(path)), expected["before"]) < 3e-6 * size
+    assert _apart(_logits(model), expected["after"]) < 3e-6 * size
+    # The same through PEFT, which gets the magnitudes from what is stored.
+    loaded = PeftModel.from_pretrained(_model(path), tmp_path)
+    assert _apart(_logits(loaded), expected["after"]) < 3e-6 * size
 
 
 @pytest.mark.parametrize("name", MERGED)

@@ -64,6 +64,15 @@ def test_the_highest_registered_rank_decides_unless_it_is_set() -> None:
     assert plan_capacity(settings(), []).max_rank == 16
 
 
+def test_what_no_engine_swaps_in_does_not_count() -> None:
+    merged = version(2, rank=400).model_copy(update={"lane": Lane.MERGED, "rank": None})
+    adapter = AdapterRecord(
+        name="a", default_tag="latest", versions={1: version(1), 2: merged}, tags={}
+    )
+    assert [one.number for one in hot_versions([adapter], BASE)] == [1]
+    assert plan_capacity(settings(), [version(1), merged]).max_rank == 16
+
+
 def test_versions_of_another_base_do_not_count() -> None:
     adapter = AdapterRecord(
         name="a",

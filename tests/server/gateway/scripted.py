@@ -31,6 +31,7 @@ PIRATE = "sha256:" + "1" * 64
 PIRATE_2 = "sha256:" + "2" * 64
 BIG = "sha256:" + "3" * 64
 FOREIGN = "sha256:" + "4" * 64
+WEIGHTY = "sha256:" + "5" * 64
 ENGINE_NAME = "sha256-" + "1" * 64
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
@@ -61,7 +62,7 @@ def version_record(
 
 
 def example_snapshot() -> Snapshot:
-    """One serving base, one other, four versions."""
+    """One serving base, one other, six versions, one of them for the merged lane."""
     pirate = AdapterRecord(
         name="pirate",
         default_tag="latest",
@@ -78,7 +79,25 @@ def example_snapshot() -> Snapshot:
         "tiny": base_record(),
         "other": base_record("other", "sha256:" + "c" * 64),
     }
-    return Snapshot(bases, {"pirate": pirate, "elsewhere": elsewhere}, 1)
+    return Snapshot(bases, {"pirate": pirate, "elsewhere": elsewhere, "weighty": _weighty()}, 1)
+
+
+def _weighty() -> AdapterRecord:
+    """Plain LoRA at first, then DoRA, which this server cannot answer."""
+    dora = version_record("weighty", 2, WEIGHTY).model_copy(
+        update={
+            "method": "dora",
+            "lane": Lane.MERGED,
+            "rank": None,
+            "reason": "DoRA rescales every row of the merged weight",
+        }
+    )
+    return AdapterRecord(
+        name="weighty",
+        default_tag="latest",
+        versions={1: version_record("weighty", 1, BIG), 2: dora},
+        tags={"latest": 2, "prod": 1},
+    )
 
 
 @dataclass

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import openai
 import pytest
 from aiohttp import web
 
@@ -172,6 +173,8 @@ async def test_any_json_string_survives(gateway: Gateway, engine: ScriptedEngine
         (b'{"model": "pirate:nope"}', 404, "tag_not_found"),
         (b'{"model": "pirate:v9"}', 404, "version_not_found"),
         (b'{"model": "elsewhere"}', 409, "adapter_not_loadable"),
+        (b'{"model": "weighty"}', 404, "not_deployed"),
+        (b'{"model": "weighty:v2"}', 404, "not_deployed"),
         (b'{"model": "' + b"x" * 200_000 + b'"}', 413, "request_too_large"),
     ],
     ids=lambda value: value[:24].decode("latin-1") if isinstance(value, bytes) else str(value),
@@ -244,7 +247,7 @@ async def test_tokenize_goes_where_vllm_has_it(gateway: Gateway, engine: Scripte
 async def test_the_model_list_has_every_name_a_client_may_send(gateway: Gateway) -> None:
     async with gateway.get("/v1/models") as response:
         models = {entry["id"]: entry for entry in (await response.json())["data"]}
-    assert sorted(models) == ["pirate", "pirate:latest", "pirate:prod", "tiny"]
+    assert sorted(models) == ["pirate", "pirate:latest", "pirate:prod", "tiny", "weighty:prod"]
     assert models["pirate"]["version"] == "v2"
     assert models["pirate:prod"]["digest"] == PIRATE
     assert models["pirate:prod"]["parent"] == "tiny"
@@ -253,6 +256,28 @@ async def test_the_model_list_has_every_name_a_client_may_send(gateway: Gateway)
         assert (await response.json())["tags"] == ["prod"]
     async with gateway.get("/v1/models/nobody") as response:
         assert response.status == 404
+    async with gateway.get("/v1/models/weighty") as response:
+        assert (response.status, (await response.json())["error"]["code"]) == (404, "not_deployed")
+
+
+async def test_what_needs_an_engine_of_its_own_says_why_and_what_to_do(
+    gateway: Gateway, engine: ScriptedEngine
+) -> None:
+    """With a status that OpenAI's SDK takes as final: a retry cannot help."""
+    engine.handler = answer
+    client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none")
+    with pytest.raises(openai.NotFoundError) as refused:
+        await client.chat.completions.create(model="weighty", messages=[])
+    await client.close()
+    message = refused.value.body["message"]  # type: ignore[index]
+    for part in ("'weighty' is weighty:v2", "lane merged", "DoRA rescales every row", "hot lane"):
+        assert part in message
+    async with gateway.post("/v1/chat/completions", json=CHAT | {"model": "weighty:v1"}) as first:
+        assert first.status == 200
+    assert len(engine.received) == 1
+    labels = {"adapter": "none", "lane": "none", "route": "/v1/chat/completions"}
+    name = "adapterctl_requests_total"
+    await gateway.settled(name, 1.0, outcome="not_deployed", **labels)
 
 
 async def test_health_readiness_and_metrics(gateway: Gateway) -> None:
@@ -262,7 +287,7 @@ async def test_health_readiness_and_metrics(gateway: Gateway) -> None:
     async with gateway.get("/metrics") as response:
         text = await response.text()
     assert 'adapterctl_engine_up{base="tiny"} 1.0' in text
-    assert 'adapterctl_registry_entries{kind="version"} 3.0' in text
+    assert 'adapterctl_registry_entries{kind="version"} 5.0' in text
     async with gateway.get("/docs") as response:
         assert response.status == 200
     async with gateway.get("/openapi.json") as response:

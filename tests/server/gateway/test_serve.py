@@ -85,4 +85,5 @@ def test_the_banner_shows_an_adapter_of_the_base_that_is_served() -> None:
     banner = ready_banner("http://127.0.0.1:8000", "tiny", example_snapshot(), 3)
     assert 'model="pirate"' in banner
     assert "elsewhere" not in banner
+    assert "weighty" not in banner
     assert "http://127.0.0.1:8000/v1/chat/completions" in banner

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from vllm.lora.resolver import LoRAResolverRegistry
 
-from adapters.errors import StoreDamaged
+from adapters.errors import NotDeployed, StoreDamaged
 from adapters.store.layout import StoreLayout, engine_name
 from adapters.store.leases import held_digests
 from adapters.store.locks import store_lock
@@ -41,10 +41,11 @@ def store_resolver(layout: StoreLayout) -> Iterator[StoreResolver]:
     found.close()
 
 
-def _publish(layout: StoreLayout, rank: int = 4) -> str:
+def _publish(layout: StoreLayout, rank: int = 4, **metadata: str) -> str:
     """A real version in the store; returns its digest."""
     with stage(layout) as staging:
-        save_file({"x.lora_A.weight": torch.ones(rank, 8)}, staging.files / WEIGHTS)
+        weights = {"x.lora_A.weight": torch.ones(rank, 8)}
+        save_file(weights, staging.files / WEIGHTS, metadata={"format": "pt", **metadata})
         (staging.files / CONFIG).write_text(json.dumps({"r": rank}))
         sealed = seal(layout, staging, base_digest=BASE)
         with store_lock(layout, shared=True):
@@ -63,6 +64,17 @@ async def test_a_published_version_resolves_and_is_leased(
     assert held_digests(layout) == {digest: {"engine-1"}}
     await store_resolver.resolve_lora("the-base", engine_name(other))
     assert held_digests(layout) == {digest: {"engine-1"}, other: {"engine-1"}}
+
+
+async def test_a_version_of_the_merged_lane_is_never_loaded(
+    layout: StoreLayout, store_resolver: StoreResolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM would take some of them for a plain LoRA, and answer wrongly."""
+    name = engine_name(_publish(layout, lane="merged"))
+    with pytest.raises(NotDeployed, match="lane merged"):
+        store_resolver.locate(name)
+    assert await store_resolver.resolve_lora("the-base", name) is None
+    assert "is for the lane merged" in caplog.text
 
 
 async def test_the_lease_ends_with_its_holder(layout: StoreLayout) -> None:

@@ -87,8 +87,8 @@ def make(name: str, work: Path) -> None:
         checkpoint.unlink()
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace(str(folder), "adapters"))
-    if fine_tune != "lora":
-        return  # no plain LoRA: there is nothing to compare
+    if fine_tune == "full":
+        return  # no adapter: there is nothing to compare
     # From the files, as a user of the adapter has it.
     tuned, _ = load_model(base)
     after = logits(load_adapters(tuned, str(folder)))

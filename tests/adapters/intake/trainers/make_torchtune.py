@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
 
 def build(kind: str, dora: bool) -> Any:
     base = config_of(kind)
-    # The DoRA one is small: it is there to be recognised.
+    # The DoRA one is small: q is the projection whose rows are reordered.
     return {"llama": lora_llama3, "qwen2": lora_qwen2}[kind](
         ["q_proj"] if dora else MODULES,
         apply_lora_to_mlp=kind == "llama" and not dora,
@@ -129,8 +129,7 @@ def make(name: str, work: Path) -> None:
     saved = work / name / "out" / "epoch_0"
     for file in ("adapter_model.pt", "adapter_config.json"):
         shutil.copy(saved / file, folder)
-    if not dora:
-        save_file({"before": before, "after": after}, expected_of(name))
+    save_file({"before": before, "after": after}, expected_of(name))
 
 
 def expected_of(name: str) -> Path:
