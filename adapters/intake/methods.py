@@ -208,8 +208,10 @@ METHODS: tuple[Method, ...] = (
         mutated_base,
         Lane.MERGED,
         "its factors belong to a base that this initialisation changed (fast PiSSA, CorDA, LoftQ, "
-        "LoRA-GA), so on the original base they are wrong; save it with PEFT's "
-        f"path_initial_model_for_weight_conversion, or {_MERGE}",
+        "LoRA-GA), and neither the file nor the original base tells how; register what the trainer "
+        "converted (LLaMA-Factory's pissa_converted, ms-swift's converted/default), save it again "
+        "with PEFT's path_initial_model_for_weight_conversion (not for LoftQ), or merge it where "
+        "it was trained",
     ),
     Method(
         "moe-experts",

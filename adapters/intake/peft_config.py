@@ -44,6 +44,8 @@ class LoraSettings:
     layers: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     fan_in_fan_out: bool
+    # ensure_weight_tying: what is done to one end of tied embeddings is done to the other.
+    tying: bool = False
 
     def scales(self, modules: list[str]) -> dict[str, ModuleScale]:
         """Rank and scale of each module after the patterns; raises InvalidConfig."""
@@ -145,6 +147,7 @@ def tuner_settings(
         layers=_layers(config.get("layers_to_transform")),
         layers_pattern=_as_tuple(_names(config, "layers_pattern")),
         fan_in_fan_out=flag(config, "fan_in_fan_out"),
+        tying=flag(config, "ensure_weight_tying"),
     )
 
 
