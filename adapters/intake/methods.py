@@ -39,7 +39,7 @@ from adapters.intake.loha import plan_loha
 from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.merging import MergePlan
-from adapters.intake.miss import plan_bone, plan_miss
+from adapters.intake.miss import plan_miss
 from adapters.intake.peanut import plan_peanut
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.qalora import plan_qalora
@@ -96,13 +96,6 @@ METHODS: tuple[Method, ...] = (
         either(other_tuner(Fate.NEVER), tensor(r"^prompt_embeddings$|adaption_(prompt|gate)")),
         None,
         Fate.NEVER.value,
-    ),
-    Method(
-        "other-convertible",
-        "another tuner",
-        other_tuner(Fate.CONVERTIBLE),
-        Lane.MERGED,
-        f"{Fate.CONVERTIBLE.value}; until then {_MERGE}",
     ),
     Method(
         "other-merge",
@@ -249,7 +242,7 @@ METHODS: tuple[Method, ...] = (
         f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
-    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_bone),
+    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
     Method("vblora", "VB-LoRA", tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),

@@ -134,17 +134,17 @@ def _sort(
         key = pattern.fullmatch(strip_prefix(name))
         if key is None:
             if _TUNER_TENSOR.search(name):
-                findings.add("another tuner", _anothers(name, tuner))
+                findings.add("another tuner", _anothers(tensor.name, tuner))
             else:
                 others[name] = tensor
             continue
         module, part, infix = key.groups()
-        infixes.setdefault(infix, name)
+        infixes.setdefault(infix, tensor.name)
         spec = index.by_name.get(module)
         if spec is None:
-            findings.add("unknown module", _unknown(name, module, index))
+            findings.add("unknown module", _unknown(tensor.name, module, index))
         elif spec.kind not in tuner.kinds:
-            findings.add("kind", _wrong_kind(name, spec, tuner))
+            findings.add("kind", _wrong_kind(tensor.name, spec, tuner))
         else:
             _put(found.setdefault(module, (spec, {}))[1], part, tensor, module, findings)
     if len(infixes) > 1:
