@@ -26,6 +26,7 @@ from adapters.intake.frozen_copies import check_copies
 from adapters.intake.mapping import LoraKey, ModuleIndex, parse_lora_key, stored_name
 from adapters.intake.peft_config import LoraSettings, ModuleScale, describe_scale, parse_settings
 from adapters.intake.raw import LazyTensor, RawAdapter
+from adapters.intake.tying import with_both_ends
 from adapters.models import BaseDescriptor, ModuleSpec
 
 if TYPE_CHECKING:
@@ -335,6 +336,8 @@ def check_targets(
         return ["adapter_config.json names no target_modules; the tensors decided"]
     if not modules:
         return []
+    if settings.tying:
+        targeted = with_both_ends(targeted, base)
     for module in sorted(targeted - modules):
         findings.add(
             "declared but absent",

@@ -41,7 +41,7 @@ from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.lora_merge import plan_lora_merge
 from adapters.intake.merge_only import MERGE_ONLY
 from adapters.intake.merging import MergePlan
-from adapters.intake.miss import plan_bone, plan_miss
+from adapters.intake.miss import plan_miss
 from adapters.intake.miss_bat import plan_miss_bat
 from adapters.intake.peanut import plan_peanut
 from adapters.intake.peft_types import PEFT_TYPES, Fate
@@ -100,13 +100,6 @@ METHODS: tuple[Method, ...] = (
         either(other_tuner(Fate.NEVER), tensor(r"^prompt_embeddings$|adaption_(prompt|gate)")),
         None,
         Fate.NEVER.value,
-    ),
-    Method(
-        "other-convertible",
-        "another tuner",
-        other_tuner(Fate.CONVERTIBLE),
-        Lane.MERGED,
-        f"{Fate.CONVERTIBLE.value}; until then {_MERGE}",
     ),
     *(
         Method(
@@ -206,6 +199,7 @@ METHODS: tuple[Method, ...] = (
         Lane.HOT,
         to_lora=_with_tokens,
         to_merge=plan_lora_merge,
+        limits="where the engine takes a LoRA on embeddings; needs the base's weights",
     ),
     Method(
         "modules-to-save",
@@ -231,8 +225,10 @@ METHODS: tuple[Method, ...] = (
         mutated_base,
         Lane.MERGED,
         "its factors belong to a base that this initialisation changed (fast PiSSA, CorDA, LoftQ, "
-        "LoRA-GA), so on the original base they are wrong; save it with PEFT's "
-        f"path_initial_model_for_weight_conversion, or {_MERGE}",
+        "LoRA-GA), and neither the file nor the original base tells how; register what the trainer "
+        "converted (LLaMA-Factory's pissa_converted, ms-swift's converted/default), save it again "
+        "with PEFT's path_initial_model_for_weight_conversion (not for LoftQ), or merge it where "
+        "it was trained",
     ),
     Method(
         "moe-experts",
@@ -247,8 +243,16 @@ METHODS: tuple[Method, ...] = (
         either(tensor(r"\.lora_diag(\.|$)"), key("kasa_config")),
         Lane.HOT,
         to_lora=plan_kasa,
+        limits="inner linear layers; needs the base's weights",
     ),
-    Method("qalora", "QA-LoRA", key("use_qalora"), Lane.HOT, to_lora=plan_qalora),
+    Method(
+        "qalora",
+        "QA-LoRA",
+        key("use_qalora"),
+        Lane.HOT,
+        to_lora=plan_qalora,
+        limits="linear layers, groups of 2 and up",
+    ),
     Method("adalora", "AdaLoRA", tuner("ADALORA"), Lane.HOT, to_lora=plan_adalora),
     Method("vera", "VeRA", tuner("VERA"), Lane.HOT, to_lora=plan_vera),
     Method(
@@ -272,13 +276,34 @@ METHODS: tuple[Method, ...] = (
         limits="linear layers that r divides",
     ),
     Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
-    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_bone),
+    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_miss),
     Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
     Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
     Method("vblora", "VB-LoRA", tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
-    Method("hra", "HRA", tuner("HRA"), Lane.HOT, to_lora=plan_hra),
-    Method("deft", "DEFT", tuner("DEFT"), Lane.HOT, to_lora=plan_deft),
-    Method("peanut", "PEANuT", tuner("PEANUT"), Lane.HOT, to_lora=plan_peanut),
+    Method(
+        "hra",
+        "HRA",
+        tuner("HRA"),
+        Lane.HOT,
+        to_lora=plan_hra,
+        limits="linear layers; needs the base's weights",
+    ),
+    Method(
+        "deft",
+        "DEFT",
+        tuner("DEFT"),
+        Lane.HOT,
+        to_lora=plan_deft,
+        limits="linear layers; needs the base's weights",
+    ),
+    Method(
+        "peanut",
+        "PEANuT",
+        tuner("PEANUT"),
+        Lane.HOT,
+        to_lora=plan_peanut,
+        limits="linear layers, elementwise activations; needs the base's weights",
+    ),
     Method("tinylora", "TinyLoRA", tuner("TINYLORA"), Lane.HOT, to_lora=plan_tinylora),
     Method("unilora", "UniLoRA", tuner("UNILORA"), Lane.HOT, to_lora=plan_unilora),
     Method(

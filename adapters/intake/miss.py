@@ -2,8 +2,6 @@
 
 So A is the identity of size r side by side (cut off at the end) and B the block's transpose; in
 mode `mini` the block repeats along the outputs. Mode `bat` multiplies the base's weight: full rank.
-
-Bone is what PEFT called it up to 0.17, without `mini`; newer versions no longer load it.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from adapters.errors import InvalidConfig
 from adapters.intake import tensors
+from adapters.intake.bone import as_miss
 from adapters.intake.lora import LoraPlan
 from adapters.intake.peft_config import tuner_settings, whole_number
 from adapters.intake.raw import RawAdapter
@@ -26,38 +25,26 @@ if TYPE_CHECKING:
 
 def plan_miss(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     """See `plan_rewriting`. Mode `bat` has a row of its own in METHODS."""
-    return _plan(raw, base, "MiSS", "miss_block", "mini")
-
-
-def plan_bone(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
-    """See `plan_miss`."""
-    return _plan(raw, base, "Bone", "bone_block", None)
-
-
-def _plan(
-    raw: RawAdapter, base: BaseDescriptor, title: str, part: str, smaller: str | None
-) -> LoraPlan:
-    """`smaller`: the name of the mode in which the block repeats, if it has one."""
+    raw = as_miss(raw)
     settings = tuner_settings(raw.config, alpha=None, patterns=False)
     mode = raw.config.get("init_weights", True)
-    if not isinstance(mode, bool) and (mode != smaller or smaller is None):
-        known = "'bat'" if smaller is None else f"'bat' and '{smaller}'"
+    if not isinstance(mode, bool) and mode != "mini":
         raise InvalidConfig(
-            f"adapter_config.json: init_weights is {reprlib.repr(mode)}; {title} knows true, "
-            f"false, {known}"
+            f"adapter_config.json: init_weights is {reprlib.repr(mode)}; MiSS knows true, false, "
+            "'bat' and 'mini'"
         )
-    mini = whole_number(raw.config, "mini_r", 1, 1) if mode == smaller else None
+    mini = whole_number(raw.config, "mini_r", 1, 1) if mode == "mini" else None
     tuner = Tuner(
-        title=title,
-        parts=(part,),
+        title="MiSS",
+        parts=("miss_block",),
         settings=settings,
         scale="1",
-        rewrite=partial(_rewrite, part, settings.rank, mini),
+        rewrite=partial(_rewrite, settings.rank, mini),
     )
     return plan_rewriting(raw, base, tuner)
 
 
-def _rewrite(part: str, rank: int, mini: int | None, spec: ModuleSpec) -> Rewrite:
+def _rewrite(rank: int, mini: int | None, spec: ModuleSpec) -> Rewrite:
     if mini is not None and spec.out_features % mini:
         raise InvalidConfig(
             f"adapter_config.json: mini_r is {mini}, which does not divide the {spec.out_features} "
@@ -71,9 +58,9 @@ def _rewrite(part: str, rank: int, mini: int | None, spec: ModuleSpec) -> Rewrit
     width = spec.out_features if mini is None else mini
     return Rewrite(
         rank=rank,
-        shapes={part: (rank, width)},
+        shapes={"miss_block": (rank, width)},
         a=Factor((), partial(_sums, rank, spec.in_features)),
-        b=Factor((part,), partial(_repeated, spec.out_features // width)),
+        b=Factor(("miss_block",), partial(_repeated, spec.out_features // width)),
     )
 
 

@@ -45,7 +45,8 @@ class LoraSettings:
     layers: frozenset[int] | None
     layers_pattern: tuple[str, ...]
     fan_in_fan_out: bool
-    # The tied other end of a targeted embedding has the same adapter, and tensors of its own.
+    # ensure_weight_tying: what is done to one end of tied embeddings is done to the other; it has
+    # tensors of its own.
     tying: bool = False
     # Which biases of the base were trained too: `none`, `all`, or the modules' (`lora_only`, …).
     bias: str = "none"

@@ -15,9 +15,6 @@ class Fate(Enum):
     """What can be done with a method that is no plain LoRA."""
 
     PLAIN = "its change is a low-rank product, so it is rewritten as plain LoRA"
-    CONVERTIBLE = (
-        "its change has low rank, so it can become a plain LoRA, but that is not supported yet"
-    )
     MERGE = "its change is no low-rank product, so no plain LoRA expresses it"
     UNSAVED = (
         "its change depends on which signs the trainer's library gave the singular vectors of the "

@@ -157,17 +157,17 @@ def sort_parts(
         part = _part(key[2], key[3].split(".")[1:], parts) if key is not None else None
         if key is None or part is None:
             if _TUNER_TENSOR.search(name):
-                findings.add("another tuner", _anothers(name, tuner))
+                findings.add("another tuner", _anothers(tensor.name, tuner))
             else:
                 others[name] = tensor
             continue
         module = key[1]
-        infixes.setdefault(part[1], name)
+        infixes.setdefault(part[1], tensor.name)
         spec = index.by_name.get(module)
         if spec is None:
-            findings.add("unknown module", _unknown(name, module, index))
+            findings.add("unknown module", _unknown(tensor.name, module, index))
         elif spec.kind not in tuner.kinds:
-            findings.add("kind", _wrong_kind(name, spec, tuner))
+            findings.add("kind", _wrong_kind(tensor.name, spec, tuner))
         else:
             _put(found.setdefault(module, (spec, {}))[1], part[0], tensor, module, findings)
     if len(infixes) > 1:

@@ -303,7 +303,7 @@ BAD_CONVERTED: dict[str, Bad] = {
     ),
     "bone-bat": Bad(_BONE.config_with(init_weights="bat"), NotHotServable, ("bat", "full rank")),
     "bone-mini": Bad(
-        _BONE.config_with(init_weights="mini"), InvalidConfig, ("'mini'; Bone knows",)
+        _BONE.config_with(init_weights="mini"), InvalidConfig, ("bone_block", "must be [4, 1]")
     ),
     "unilora-no-vector": Bad(
         _UNILORA.without("unilora_theta_d"), DamagedArtifact, ("0 tensors unilora_theta_d",)
