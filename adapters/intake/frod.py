@@ -74,9 +74,32 @@ def _sorted(raw: RawAdapter) -> tuple[dict[str, LazyTensor], dict[str, LazyTenso
         stem = f"{head}.{rest[0]}"
         if stem in shared:
             raise DamagedArtifact(f"'{shared[stem].name}' and '{name}' are both {stem}")
-        load = tensor.load if tensor.dtype in INTEGERS else partial(load_finite, tensor)
-        shared[stem] = replace(tensor, load=cache(load))
-    return own, shared
+        shared[stem] = tensor
+    return own, {stem: _proved(stem, shared) for stem in shared}
+
+
+def _proved(stem: str, shared: Mapping[str, LazyTensor]) -> LazyTensor:
+    """The tensor, its values checked when it is read; once, as many modules read it."""
+    tensor, (head, _, kind) = shared[stem], stem.partition(".")
+    projection = shared.get(f"frod_V.{kind}")
+    size = projection.shape[0] if projection is not None and projection.shape else 0
+    if head == "frod_s_indices" and tensor.shape[:1] == (2,):
+        load = partial(indices_within, tensor, (size, size), f"frod_V.{kind}")
+    elif head == "frod_s_size":
+        load = partial(_sized, tensor, [size, size])
+    else:
+        load = partial(load_finite, tensor)
+    return replace(tensor, load=cache(load))
+
+
+def _sized(tensor: LazyTensor, wanted: list[int]) -> torch.Tensor:
+    values = tensor.load()
+    if values.tolist() != wanted:
+        raise DamagedArtifact(
+            f"tensor '{tensor.name}' says {values.tolist()}; by the projection beside it the "
+            f"places are in a matrix of size {wanted}"
+        )
+    return values
 
 
 def _rule(rate: float, shared: Mapping[str, LazyTensor], spec: ModuleSpec) -> Rule:
@@ -99,20 +122,19 @@ def _rule(rate: float, shared: Mapping[str, LazyTensor], spec: ModuleSpec) -> Ru
     v, places = shared[f"frod_V.{kind}"], shared[f"frod_s_indices.{kind}"]
     return Rule(
         {"frod_lambda_l": (size,), "frod_lambda_s_values": (count,)},
-        {"weight": Change(_OWN, partial(_recomposed, v, places, spec.name))},
+        {"weight": Change(_OWN, partial(_recomposed, v, places))},
     )
 
 
 def _recomposed(
     v: LazyTensor,
     places: LazyTensor,
-    module: str,
     old: torch.Tensor,
     diagonal: torch.Tensor,
     values: torch.Tensor,
 ) -> torch.Tensor:
     size = old.shape[1]
-    rows, columns = indices_within(places, (size, size), module).long()
+    rows, columns = places.load().long()
     middle = placed(values, rows * size + columns, (size, size)) + diagonal.diag()
     own = v.load()
     left = tensors.unit_columns(tensors.solved(own, old.T).T)

@@ -38,7 +38,7 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def _save_trained(kind: Kind, path: Path, folder: Path) -> None:
+def save_trained(kind: Kind, path: Path, folder: Path) -> None:
     """A real adapter with random weights everywhere, saved by PEFT."""
     config = getattr(peft, kind.config)(**{"task_type": "CAUSAL_LM", **kind.values})
     model = get_peft_model(_base_model(path), config)
@@ -111,7 +111,7 @@ def test_the_edited_base_answers_as_peft(
     kind = KINDS[name]
     path, descriptor = _at_hand(merge_bases[base])
     with kind.patched():
-        _save_trained(kind, path, tmp_path / "adapter")
+        save_trained(kind, path, tmp_path / "adapter")
         before = _logits(_base_model(path))
         unmerged = PeftModel.from_pretrained(_base_model(path), tmp_path / "adapter").eval()
         original = _logits(unmerged)
@@ -160,7 +160,7 @@ def test_planning_twice_gives_the_same_and_an_adapters_name_goes(
     kind = KINDS[name]
     path, descriptor = _at_hand(merge_bases[kind.bases[0]])
     with kind.patched():
-        _save_trained(kind, path, tmp_path / "adapter")
+        save_trained(kind, path, tmp_path / "adapter")
         plan = plan_of(tmp_path / "adapter", descriptor)
         _assert_equal(plan, plan_of(tmp_path / "adapter", descriptor))
         named = {}
@@ -193,7 +193,7 @@ def _as_bone(miss: Path, bone: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_bone_is_miss(merge_bases: Bases, tmp_path: Path) -> None:
     path, descriptor = merge_bases["llama"]
-    _save_trained(KINDS["miss-bat"], path, tmp_path / "adapter")
+    save_trained(KINDS["miss-bat"], path, tmp_path / "adapter")
     as_miss = plan_of(tmp_path / "adapter", descriptor)
     bone = _as_bone(tmp_path / "adapter", tmp_path / "bone")
     _assert_equal(as_miss, plan_of(bone, descriptor))
@@ -203,7 +203,7 @@ def test_bone_is_miss(merge_bases: Bases, tmp_path: Path) -> None:
 def test_plain_bone_becomes_a_lora_as_miss_does(merge_bases: Bases, tmp_path: Path) -> None:
     path, descriptor = merge_bases["llama"]
     values = {"target_modules": ["q_proj", "down_proj"], "r": 5}
-    _save_trained(Kind("MissConfig", values, ()), path, tmp_path / "adapter")
+    save_trained(Kind("MissConfig", values, ()), path, tmp_path / "adapter")
     (tmp_path / "as-miss").mkdir()
     (tmp_path / "as-bone").mkdir()
     take_in(tmp_path / "adapter", base=descriptor, staging=tmp_path / "as-miss", format=None)
