@@ -58,7 +58,7 @@ def read_artifact(source: Path, format_name: str | None, alpha: float | None = N
     UsageError for an alpha that is none.
     """
     check_alpha(alpha)
-    listing, notes = locate(source)
+    listing, notes = locate(source, lambda found: bool(_fitting(found)))
     raw = _format_of(listing, format_name).read(replace(listing, alpha=alpha))
     refuse_contradiction(raw, alpha)
     if not notes:
@@ -73,10 +73,14 @@ def _format_of(listing: Listing, format_name: str | None) -> Format:
                 return row
         known = ", ".join(row.name for row in FORMATS)
         raise UnknownFormat(f"'{format_name}' is no supported format; supported: {known}")
-    found = [row for row in FORMATS if row.recognises(listing)]
+    found = _fitting(listing)
     if len(found) > 1:
         names = " or ".join(row.name for row in found)
         raise AmbiguousFormat(f"{listing.path} could be {names}; say which with --format")
     if found:
         return found[0]
     raise foreign_refusal(listing) or explain_unknown(listing, SUPPORTED)
+
+
+def _fitting(listing: Listing) -> list[Format]:
+    return [row for row in FORMATS if row.recognises(listing)]

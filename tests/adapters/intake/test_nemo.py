@@ -6,7 +6,6 @@ by row in a loop, so that no formula of the reader is used to test itself.
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -32,9 +30,16 @@ from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor
 from tests.adapters.intake.artifact_builders import PREFIX, WEIGHTS, CallOnLoad, Tensors
 from tests.adapters.intake.conftest import VOCABULARY
+from tests.adapters.intake.nemo_builder import (
+    ALPHA,
+    RANK,
+    nemo_config,
+    nemo_members,
+    nemo_state,
+    pack,
+)
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]
-HEADS, GROUPS, RANK, ALPHA = 4, 2, 4, 10
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Joined in NeMo, so that they have one A.
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -74,89 +79,6 @@ def _save_peft(path: Path, folder: Path) -> Tensors:
     return {k.removeprefix(PREFIX).removesuffix(".weight"): v for k, v in saved.items()}
 
 
-def _joined_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: int) -> torch.Tensor:
-    """Rows by query group: its query heads, its key head, its value head."""
-    found = []
-    for group in range(GROUPS):
-        for head in range(group * HEADS // GROUPS, (group + 1) * HEADS // GROUPS):
-            found += [q[head * size + row] for row in range(size)]
-        for one in (k, v):
-            found += [one[group * size + row] for row in range(size)]
-    return torch.stack(found)
-
-
-def _state(tensors: Tensors, layers: int, size: int, *, joined: bool) -> Tensors:
-    """Under NeMo's names, its joint layers joint (`variant: nemo`) or not (`canonical`)."""
-    state: Tensors = {}
-    for layer in range(layers):
-        here = f"model.layers.{layer}"
-        attention, mlp = f"{here}.self_attn", f"{here}.mlp"
-        stem = f"model.decoder.layers.{layer}"
-
-        def put(where: str, adapter: str, a: torch.Tensor, b: torch.Tensor, to: str = stem) -> None:
-            name = f"{to}.{where}.adapter_layer.{adapter}"
-            state[f"{name}.linear_in.weight"] = a
-            state[f"{name}.linear_out.weight"] = b
-
-        def pair(module: str) -> tuple[torch.Tensor, torch.Tensor]:
-            return tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"]
-
-        put("self_attention", "lora_dense_attention_adapter", *pair(f"{attention}.o_proj"))
-        put("mlp", "lora_4htoh_adapter", *pair(f"{mlp}.down_proj"))
-        if joined:
-            q, k, v = (tensors[f"{attention}.{n}_proj.lora_B"] for n in "qkv")
-            a = tensors[f"{attention}.q_proj.lora_A"]
-            put("self_attention", "lora_kqv_adapter", a, _joined_qkv(q, k, v, size))
-            halves = [tensors[f"{mlp}.{n}_proj.lora_B"] for n in ("gate", "up")]
-            a = tensors[f"{mlp}.gate_proj.lora_A"]
-            put("mlp", "lora_hto4h_adapter", a, torch.cat(halves))
-            continue
-        for name in "qkv":
-            adapter = f"lora_unfused_kqv_adapter.{name}_adapter"
-            put("self_attention", adapter, *pair(f"{attention}.{name}_proj"))
-        for name in ("gate", "up"):
-            put("mlp", f"lora_unfused_hto4h_adapter.{name}_adapter", *pair(f"{mlp}.{name}_proj"))
-    return state
-
-
-def _config(size: int, **values: Any) -> dict[str, Any]:
-    tuning = {"adapter_dim": RANK, "alpha": ALPHA, "variant": "nemo"}
-    return {
-        "hidden_size": 32,
-        "num_attention_heads": HEADS,
-        "num_query_groups": GROUPS,
-        "kv_channels": size,
-        "num_layers": 2,
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "restore_from_path": "llama.nemo",
-        "peft": {"peft_scheme": "lora", "lora_tuning": tuning},
-        **values,
-    }
-
-
-def _pack(path: Path, members: dict[str, bytes], mode: Any = "w:") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def _pickled(state: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _members(state: Any, config: dict[str, Any]) -> dict[str, bytes]:
-    return {
-        "./model_config.yaml": yaml.safe_dump(config).encode(),
-        "./model_weights.ckpt": _pickled(state),
-    }
-
-
 @pytest.mark.parametrize("base", ["llama", "qwen3"])
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("mode", ["w:", "w:gz"])
@@ -166,8 +88,8 @@ def test_answers_as_the_peft_adapter(
     path, descriptor = bases[base]
     size, layers = (8, 3) if base == "llama" else (16, 2)
     tensors = _save_peft(path, tmp_path / "peft")
-    state = _state(tensors, layers, size, joined=joined)
-    source = _pack(tmp_path / "a.nemo", _members(state, _config(size)), mode)
+    state = nemo_state(tensors, layers, size, joined=joined)
+    source = pack(tmp_path / "a.nemo", nemo_members(state, nemo_config(size)), mode)
     found = examine(source, bases=[("tiny", descriptor)], format=None)
     assert (found.problems, found.format, found.trainer) == ((), "nemo", "NeMo")
     assert (found.base_by_trainer, found.rank) == ("llama.nemo", RANK)
@@ -183,13 +105,13 @@ def test_answers_as_the_peft_adapter(
 
 def test_unpacked_it_is_the_same(bases: Bases, tmp_path: Path) -> None:
     path, base = bases["llama"]
-    state = _state(_save_peft(path, tmp_path / "peft"), 3, 8, joined=True)
-    members = _members(state, _config(8))
-    packed = _pack(tmp_path / "a.nemo", members)
+    state = nemo_state(_save_peft(path, tmp_path / "peft"), 3, 8, joined=True)
+    members = nemo_members(state, nemo_config(8))
+    packed = pack(tmp_path / "a.nemo", members)
     (tmp_path / "open").mkdir()
     for name, data in members.items():
         (tmp_path / "open" / name).write_bytes(data)
-    stored = []
+    stored: list[bytes] = []
     for source in (packed, tmp_path / "open"):
         out = tmp_path / f"out{len(stored)}"
         out.mkdir()
@@ -200,39 +122,39 @@ def test_unpacked_it_is_the_same(bases: Bases, tmp_path: Path) -> None:
 
 def test_without_an_alpha_the_factor_is_1(bases: Bases, tmp_path: Path) -> None:
     path, base = bases["llama"]
-    state = _state(_save_peft(path, tmp_path / "peft"), 3, 8, joined=True)
-    config = _config(8)
+    state = nemo_state(_save_peft(path, tmp_path / "peft"), 3, 8, joined=True)
+    config = nemo_config(8)
     config["peft"]["lora_tuning"]["alpha"] = None
-    source = _pack(tmp_path / "a.nemo", _members(state, config))
+    source = pack(tmp_path / "a.nemo", nemo_members(state, config))
     assert take_in(source, base=base, staging=tmp_path, format=None).scale == "alpha/r = 4/4 = 1"
 
 
 def _with(**values: Any) -> Callable[[Tensors], dict[str, bytes]]:
-    return lambda state: _members(state, _config(8, **values))
+    return lambda state: nemo_members(state, nemo_config(8, **values))
 
 
 def _ranks(state: Tensors) -> dict[str, bytes]:
-    members = _members(state, _config(8, tensor_model_parallel_size=2))
+    members = nemo_members(state, nemo_config(8, tensor_model_parallel_size=2))
     weights = members.pop("./model_weights.ckpt")
     return {**members, **{f"./mp_rank_0{i}/model_weights.ckpt": weights for i in range(2)}}
 
 
 def _rank_dim(state: Tensors) -> dict[str, bytes]:
     peft = {"peft_scheme": "lora", "lora_tuning": {"adapter_dim": 8, "alpha": 8}}
-    return _members(state, _config(8, peft=peft))
+    return nemo_members(state, nemo_config(8, peft=peft))
 
 
 def _only(name: str) -> Callable[[Tensors], dict[str, bytes]]:
-    return lambda state: {name: _members(state, _config(8))[name]}
+    return lambda state: {name: nemo_members(state, nemo_config(8))[name]}
 
 
 def _renamed(state: Tensors) -> dict[str, bytes]:
     renamed = {name.replace("lora_4htoh", "lora_mystery"): t for name, t in state.items()}
-    return _members(renamed, _config(8))
+    return nemo_members(renamed, nemo_config(8))
 
 
 def _escaping(state: Tensors) -> dict[str, bytes]:
-    return {**_members(state, _config(8)), "../../escaped": b"x"}
+    return {**nemo_members(state, nemo_config(8)), "../../escaped": b"x"}
 
 
 BAD: dict[
@@ -256,7 +178,7 @@ BAD: dict[
     "name": (_renamed, BaseMismatch, ("lora_mystery_adapter", "does not have")),
     "escape": (_escaping, SourceRefused, ("escaped", "'..'")),
     "runs-code": (
-        lambda state: _members({"x": CallOnLoad()}, _config(8)),
+        lambda state: nemo_members({"x": CallOnLoad()}, nemo_config(8)),
         UnsafePickle,
         ("model_weights.ckpt", "print"),
     ),
@@ -266,7 +188,7 @@ BAD: dict[
 @pytest.fixture(scope="module")
 def state(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> Tensors:
     tensors = _save_peft(bases["llama"][0], tmp_path_factory.mktemp("peft") / "peft")
-    return _state(tensors, 3, 8, joined=True)
+    return nemo_state(tensors, 3, 8, joined=True)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -274,7 +196,7 @@ def test_is_refused_by_name(
     name: str, llama: BaseDescriptor, state: Tensors, tmp_path: Path
 ) -> None:
     build, error, says = BAD[name]
-    source = _pack(tmp_path / "a.nemo", build(state))
+    source = pack(tmp_path / "a.nemo", build(state))
     with pytest.raises(error) as refused:
         take_in(source, base=llama, staging=tmp_path, format=None)
     assert type(refused.value) is error
