@@ -37,6 +37,19 @@ def rows(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
     return replace(tensor, shape=(stop - start, *tensor.shape[1:]), load=load)
 
 
+def grouped_rows(tensor: LazyTensor, groups: int, heads: int, span: tuple[int, int]) -> LazyTensor:
+    """Of each of `groups` groups of `heads` blocks of rows the blocks `span` (end excluded)."""
+    assert tensor.shape[0] % (groups * heads) == 0, "the reader checks the rows first"
+    size, count = tensor.shape[0] // (groups * heads), span[1] - span[0]
+
+    def load() -> torch.Tensor:
+        values = tensor.load()
+        blocks = values.reshape(groups, heads, size, *values.shape[1:])[:, span[0] : span[1]]
+        return blocks.reshape(groups * count * size, *values.shape[1:]).contiguous()
+
+    return replace(tensor, shape=(groups * count * size, *tensor.shape[1:]), load=load)
+
+
 def on_the_diagonal(tensor: LazyTensor, parts: int) -> LazyTensor:
     """`parts` blocks of rows, [n·a, b], each in columns of its own: [n·a, n·b]."""
     assert tensor.shape[0] % parts == 0, "the reader checks the rows first"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, kohya, litgpt, loralib, mlx, peft, tinker, torchtune
+from adapters.intake import gguf, kohya, litgpt, loralib, mlx, nemo, peft, tinker, torchtune
 from adapters.intake.alpha import check_alpha, refuse_contradiction
 from adapters.intake.foreign import foreign_refusal
 from adapters.intake.locate import Listing, explain_unknown, locate
@@ -44,6 +44,7 @@ FORMATS: tuple[Format, ...] = (
     Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read),
     Format("torchtune", "adapter_model.pt", torchtune.recognises, torchtune.read),
     Format("kohya", "one .safetensors with lora_….lora_down.weight", kohya.recognises, kohya.read),
+    Format("nemo", "one .nemo file of NeMo 1", nemo.recognises, nemo.read),
     Format("loralib", "one .pt with X.lora_A and X.lora_B", loralib.recognises, loralib.read),
 )
 
@@ -57,7 +58,7 @@ def read_artifact(source: Path, format_name: str | None, alpha: float | None = N
     UsageError for an alpha that is none.
     """
     check_alpha(alpha)
-    listing, notes = locate(source)
+    listing, notes = locate(source, lambda found: bool(_fitting(found)))
     raw = _format_of(listing, format_name).read(replace(listing, alpha=alpha))
     refuse_contradiction(raw, alpha)
     if not notes:
@@ -72,10 +73,14 @@ def _format_of(listing: Listing, format_name: str | None) -> Format:
                 return row
         known = ", ".join(row.name for row in FORMATS)
         raise UnknownFormat(f"'{format_name}' is no supported format; supported: {known}")
-    found = [row for row in FORMATS if row.recognises(listing)]
+    found = _fitting(listing)
     if len(found) > 1:
         names = " or ".join(row.name for row in found)
         raise AmbiguousFormat(f"{listing.path} could be {names}; say which with --format")
     if found:
         return found[0]
     raise foreign_refusal(listing) or explain_unknown(listing, SUPPORTED)
+
+
+def _fitting(listing: Listing) -> list[Format]:
+    return [row for row in FORMATS if row.recognises(listing)]

@@ -20,7 +20,7 @@ from adapters.intake.locate import Listing
 from adapters.intake.provenance import short_text
 from adapters.intake.raw import LazyTensor, Provenance, RawAdapter
 from adapters.intake.translate import Factors
-from adapters.intake.yaml_config import read_yaml
+from adapters.intake.yaml_config import read_yaml, whole_number
 
 WEIGHTS = "lit_model.pth.lora"
 _HYPERPARAMETERS = "hyperparameters.yaml"
@@ -73,18 +73,20 @@ def read(listing: Listing) -> RawAdapter:
 
 
 def _settings(hyperparameters: Mapping[str, Any], model: Mapping[str, Any]) -> _Settings:
-    rank = _whole(hyperparameters, "lora_r", _HYPERPARAMETERS)
+    rank = whole_number(hyperparameters, "lora_r", _HYPERPARAMETERS)
     alpha = translate.positive(
         hyperparameters.get("lora_alpha"), f"lora_alpha in {_HYPERPARAMETERS}"
     )
-    heads = _whole(model, "n_head", _MODEL)
+    heads = whole_number(model, "n_head", _MODEL)
     groups = (
-        heads if model.get("n_query_groups") is None else _whole(model, "n_query_groups", _MODEL)
+        heads
+        if model.get("n_query_groups") is None
+        else whole_number(model, "n_query_groups", _MODEL)
     )
     size = (
-        _whole(model, "n_embd", _MODEL) // heads
+        whole_number(model, "n_embd", _MODEL) // heads
         if model.get("head_size") is None
-        else _whole(model, "head_size", _MODEL)
+        else whole_number(model, "head_size", _MODEL)
     )
     sizes = {"query": ("q_proj", heads), "key": ("k_proj", groups), "value": ("v_proj", groups)}
     return _Settings(
@@ -96,15 +98,6 @@ def _settings(hyperparameters: Mapping[str, Any], model: Mapping[str, Any]) -> _
             if _flag(hyperparameters, f"lora_{key}")
         },
     )
-
-
-def _whole(settings: Mapping[str, Any], key: str, file: str) -> int:
-    value = settings.get(key)
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise InvalidConfig(
-            f"{key} in {file} is {reprlib.repr(value)}; it must be a number above 0"
-        )
-    return value
 
 
 def _flag(settings: Mapping[str, Any], key: str) -> bool:

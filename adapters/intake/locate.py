@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,8 +89,12 @@ def list_directory(path: Path) -> Listing:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
 
 
-def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
-    """The directory to read and notes about the choice; raises what is wrong with `source`."""
+def locate(source: Path, is_adapter: Callable[[Listing], bool]) -> tuple[Listing, tuple[str, ...]]:
+    """The directory to read and notes about the choice; raises what is wrong with `source`.
+
+    `is_adapter` tells whether some format recognises a directory's own files: only if none does,
+    the directories in it are looked at.
+    """
     try:
         if not source.exists():
             raise SourceUnreadable(f"{source} does not exist; give the adapter's directory")
@@ -105,7 +110,7 @@ def locate(source: Path) -> tuple[Listing, tuple[str, ...]]:
     if listing.has(OTHER_WEIGHTS):
         return listing, ()
     inner = _adapters_inside(path)
-    if not inner:
+    if not inner or is_adapter(listing):
         return listing, ()
     chosen = _choose(source, inner)
     inside = chosen.relative_to(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,4 +39,14 @@ def read_yaml(path: Path, needed_for: str) -> dict[str, Any]:
         raise InvalidConfig(f"{name} is not valid YAML: {said}") from None
     if not isinstance(value, dict):
         raise InvalidConfig(f"{name} holds a {type(value).__name__}, not settings by name")
+    return value
+
+
+def whole_number(settings: Mapping[str, Any], key: str, file: str) -> int:
+    """A number above 0 out of `file`; raises InvalidConfig."""
+    value = settings.get(key)
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise InvalidConfig(
+            f"{key} in {file} is {reprlib.repr(value)}; it must be a number above 0"
+        )
     return value

@@ -84,6 +84,7 @@ def _tinker(*edits: Edit, **values: Any) -> Build:
 
 
 GOOD_OTHER: dict[str, Build] = {"kohya": _kohya(), "tinker": _tinker()}
+good_loralib = _loralib()  # with --alpha
 
 
 def _set(name: str, value: torch.Tensor) -> Edit:

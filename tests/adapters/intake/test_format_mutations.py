@@ -13,14 +13,23 @@ from hypothesis import strategies as st
 from adapters.errors import AdapterctlError
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor
+from tests.adapters.intake.artifact_builders import WEIGHTS
 from tests.adapters.intake.bad_formats import GGUF, GOOD, LIT, MLX
+from tests.adapters.intake.bad_other_formats import GOOD_OTHER, KOHYA, LORALIB, good_loralib
+from tests.adapters.intake.nemo_builder import write_nemo
 
 Edits = list[tuple[int, int]]
 _FILES = {
     "gguf": (GGUF,),
     "mlx": (MLX, "adapter_config.json"),
     "litgpt": (LIT, "hyperparameters.yaml", "model_config.yaml"),
+    "kohya": (KOHYA,),
+    "tinker": (WEIGHTS, "adapter_config.json"),
+    "loralib": (LORALIB,),
+    "nemo": ("a.nemo",),
 }
+_BUILDERS = GOOD | GOOD_OTHER | {"loralib": good_loralib, "nemo": write_nemo}
+_ALPHA = {"loralib": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def good(llama: BaseDescriptor, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("good")
     for name in _FILES:
         (root / name).mkdir()
-        GOOD[name](root / name, llama)
+        _BUILDERS[name](root / name, llama)
     return root
 
 
@@ -56,9 +65,10 @@ def test_mutated_bytes_are_refused_or_fit(
         for at, value in edits:
             raw[at % len(raw)] = value
         path.write_bytes(raw if cut is None else raw[:cut])
-        found = examine(source, bases=[("base", llama)], format=None)
+        alpha = _ALPHA.get(name)
+        found = examine(source, bases=[("base", llama)], format=None, alpha=alpha)
         try:
-            take_in(source, base=llama, staging=staging, format=None)
+            take_in(source, base=llama, staging=staging, format=None, alpha=alpha)
         except AdapterctlError as refused:
             assert found.problems
             assert refused.message.strip()

@@ -22,7 +22,7 @@ from adapters.errors import AmbiguousFormat, BaseMismatch
 from adapters.intake.kohya import _unflattened
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane, ModuleSpec
-from tests.adapters.intake.artifact_builders import PREFIX, WEIGHTS
+from tests.adapters.intake.artifact_builders import PREFIX, WEIGHTS, write_good
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]
@@ -203,3 +203,12 @@ def _two_formats(folder: Path, base: BaseDescriptor) -> Path:
     (folder / "x.gguf").touch()
     (folder / "staging").mkdir()
     return folder / "staging"
+
+
+def test_a_directorys_own_adapter_comes_before_those_in_it(
+    llama: BaseDescriptor, tmp_path: Path
+) -> None:
+    staging = _two_formats(tmp_path, llama)
+    (tmp_path / "x.gguf").unlink()
+    write_good(tmp_path / "checkpoint-1", llama)
+    assert take_in(tmp_path, base=llama, staging=staging, format=None).format == "kohya"
