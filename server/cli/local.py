@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.catalog import Catalog
+from adapters.errors import UsageError
 from adapters.models import (
     AdapterRecord,
     BaseRecord,
@@ -72,7 +73,9 @@ class LocalBackend:
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Registered:
+        _no_server(on_server)
         return self._catalog.register(
             source,
             name=name,
@@ -94,7 +97,9 @@ class LocalBackend:
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Inspection:
+        _no_server(on_server)
         watch.step(f"reading {public_form(source)}")
         return self._catalog.inspect(
             source,
@@ -158,6 +163,11 @@ class LocalBackend:
         from server.cli.doctor import examine
 
         return examine(self._root)
+
+
+def _no_server(on_server: bool) -> None:
+    if on_server:
+        raise UsageError("--on-server is for --server: without one, every path is of this machine")
 
 
 # What the catalog's steps mean to people; the others are over at once.

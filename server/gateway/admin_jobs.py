@@ -71,14 +71,6 @@ class JobRunner:
         finally:
             self._waiting -= 1
 
-    async def result(self, operation: str, arguments: BaseModel | None, actor: str) -> Any:
-        """Runs to the end; returns the result's document."""
-        found: Any = None
-        async with aclosing(self.events(operation, arguments, actor)) as events:
-            async for event in events:
-                found = event.get("result", found)
-        return found
-
     async def _run(
         self, operation: str, arguments: BaseModel | None, actor: str
     ) -> AsyncGenerator[Event]:
