@@ -33,7 +33,7 @@ from adapters.registry.opening import check_store, init_store
 from adapters.registry.reader import KeyRecord
 from adapters.registry.snapshot import Snapshot, load_snapshot, select_version
 from adapters.sources.policy import policy_from_environment
-from adapters.sources.uri import parse_source
+from adapters.sources.uri import local_path, parse_source
 from adapters.store.layout import StoreLayout
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Catalog:
         with reader.reading(self.layout.root) as connection:
             if reader.load_adapters(connection, [name]):
                 raise AlreadyExists(f"'{name}' is an adapter: a base needs another name")
-        resolved = Path(path).expanduser().absolute()
+        resolved = local_path(str(path))
         descriptor = self._intake.describe_base(resolved)
         from adapters.registry.bases import add_base
 

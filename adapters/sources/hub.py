@@ -58,7 +58,8 @@ def parse_repository(source: str) -> tuple[str, str, str | None]:
     """(OWNER/REPO, the folder in it or "", the revision if one is given); raises UsageError."""
     match = _REPOSITORY.fullmatch(source)
     folder = match[2][1:] if match is not None else ""
-    if match is None or not folder.isprintable() or {".", ".."} & set(folder.split("/")):
+    parts = set(folder.split("/")) | set((match[3] or "").split("/") if match is not None else ())
+    if match is None or not folder.isprintable() or {".", ".."} & parts:
         raise UsageError(
             f"'{source[:200]}' is no hub repository: write hf:OWNER/REPO, hf:OWNER/REPO/FOLDER "
             "or …@REV"

@@ -48,7 +48,7 @@ def parse_source(source: str) -> Address:
         return Address(scheme, source, public_form(source))
     rest, sha256 = split_checksum(source)
     if scheme is None:
-        path = str(Path(rest).expanduser().absolute())
+        path = str(local_path(rest))
         return Address("path", path, path, sha256)
     if scheme in OBJECT_SCHEMES:
         bucket, key = bucket_and_key(rest)
@@ -63,7 +63,17 @@ def completed_source(source: str) -> str:
     """The source as another process understands it: relative paths are completed, URLs are not."""
     if scheme_of(source) is not None:
         return source
-    return str(Path(source).expanduser().absolute())
+    return str(local_path(source))
+
+
+def local_path(text: str) -> Path:
+    """The absolute path that a user of this machine means; raises UsageError."""
+    if "\0" in text:
+        raise UsageError("a path cannot have a null character in it")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"'{text[:200]}' begins with a user that is not known here") from None
 
 
 def bucket_and_key(source: str) -> tuple[str, str]:

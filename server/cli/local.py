@@ -19,7 +19,7 @@ from adapters.models import (
     TagChange,
     VersionRecord,
 )
-from adapters.sources.uri import public_form
+from adapters.sources.uri import local_path, public_form
 from adapters.store.layout import StoreLayout
 from server.cli.backend import Watch
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
@@ -51,7 +51,7 @@ class LocalBackend:
 
     def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
         watch.step(f"reading {path}")
-        return self._catalog.base_add(name, Path(path).expanduser().absolute())
+        return self._catalog.base_add(name, local_path(path))
 
     def bases(self) -> Sequence[BaseRecord]:
         return self._catalog.bases()

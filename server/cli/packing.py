@@ -21,6 +21,7 @@ from adapters.sources.policy import Policy
 
 _CHUNK = 1 << 20
 _BLOCK = 512
+_CIRCLE = "its links lead in a circle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,9 @@ def _member(source: Path, root: Path, relative: str) -> _Member:
     try:
         real = file.resolve(strict=True)
         found = real.stat()
-    except RuntimeError as fault:
-        raise _unreadable(file, fault) from None
+    except (OSError, RuntimeError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else None
+        raise SourceUnreadable(f"cannot read {file}: {why or _CIRCLE}") from None
     if not real.is_relative_to(root):
         raise SourceRefused(
             f"{source} is not sent: its {relative!a} is a link that leads out of it; make a copy "
@@ -148,4 +150,4 @@ def _unreadable(source: Path, fault: Exception) -> SourceUnreadable:
     if isinstance(fault, FileNotFoundError):
         return SourceUnreadable(f"{source} does not exist; give the adapter's directory")
     why = fault.strerror if isinstance(fault, OSError) else None
-    return SourceUnreadable(f"cannot read {source}: {why or 'its links lead in a circle'}")
+    return SourceUnreadable(f"cannot read {source}: {why or _CIRCLE}")

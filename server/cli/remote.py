@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -24,7 +23,7 @@ from adapters.models import (
 from adapters.references import check_name, parse_reference
 from adapters.sources.checksum import split_checksum
 from adapters.sources.policy import PRIVATE_VARIABLE, policy_from_environment
-from adapters.sources.uri import completed_source, scheme_of
+from adapters.sources.uri import completed_source, local_path, scheme_of
 from server.cli.backend import Watch
 from server.cli.http import AdminConnection
 from server.cli.packing import pack
@@ -109,7 +108,7 @@ class RemoteBackend:
             yield completed_source(source)
             return
         rest, sha256 = split_checksum(source)
-        packed = pack(Path(rest).expanduser(), policy_from_environment())
+        packed = pack(local_path(rest), policy_from_environment())
         if sha256 is not None and not packed.single:
             raise UsageError(f"{rest} is a directory: a checksum is of one file")
         watch.step(f"sending {packed.name}")
@@ -189,7 +188,7 @@ def _is_sent(source: str, on_server: bool) -> bool:
 
 def _absolute(path: str) -> str:
     # What the user sees from here; the server has another working directory.
-    return str(Path(path).expanduser().absolute())
+    return str(local_path(path))
 
 
 def _servers_choice(allow_private_urls: bool) -> None:

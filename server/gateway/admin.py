@@ -126,7 +126,7 @@ def _add_intake_routes(router: APIRouter, jobs: JobRunner, shelf: UploadShelf) -
 
 
 def _add_upload_routes(router: APIRouter, shelf: UploadShelf, streaming: type[APIRoute]) -> None:
-    async def upload(request: Request, name: UploadName) -> Uploaded:
+    async def upload(request: Request, name: UploadName = "") -> Uploaded:
         return await shelf.receive(request, name)
 
     body = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}

@@ -65,7 +65,7 @@ class UploadShelf:
 
         Raises RequestTooLarge, DiskFull, and InvalidRequest for a client that breaks off.
         """
-        if safe_name(name, "") != name:
+        if not name or safe_name(name, "") != name:
             raise InvalidRequest(
                 f"'{name[:100]}' cannot be the name of an upload: use letters, digits and ._+-",
                 param="name",

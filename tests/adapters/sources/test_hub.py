@@ -137,6 +137,7 @@ def test_a_repository_without_an_adapter(web: Web, tmp_path: Path) -> None:
     [
         *("hf:", "hf:repo", "hf:../b", "hf:a/b@", "hf:a/b@../x", "hf:a/b@-x"),
         *("hf:a/b/../c", "hf:a/b/.", "hf:a/b//c", "hf:a/b/c\\d", "hf:a/b/c\nd", "hf:a/b/c@"),
+        "hf:a/b@x/../y",
         "hf:a/b" + "/c" * 17,
     ],
 )
