@@ -6,11 +6,11 @@ alone is larger than the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from adapters.errors import SourceRefused, SourceUnreadable
-from adapters.sources.members import member_parts
+from adapters.sources.members import member_parts, refused
 from adapters.sources.policy import BYTES_VARIABLE, Policy
 
 # What some trainer's adapter consists of, and what lies beside one and is none of it.
@@ -45,12 +45,25 @@ def judge_listing(source: str, sizes: Mapping[str, int], policy: Policy) -> int:
         raise SourceUnreadable(f"{source} has no file that could belong to an adapter")
     if len(sizes) > policy.max_members:
         raise SourceRefused(f"{source} has {len(sizes)} files: {policy.max_members} are the limit")
-    for name in sizes:
-        member_parts(source, name)
+    _check_paths(source, sizes)
     total = sum(sizes.values())
     if total > policy.max_bytes:
         raise too_large(source, policy)
     return total
+
+
+def _check_paths(source: str, names: Iterable[str]) -> None:
+    """A bucket may hold what no directory can: an object whose key is another's directory."""
+    files: dict[tuple[str, ...], str] = {}
+    for name in names:
+        parts = member_parts(source, name)
+        if not parts or parts in files:
+            raise refused(source, name, "is there twice" if parts else "has no name")
+        files[parts] = name
+    for parts, name in files.items():
+        for end in range(1, len(parts)):
+            if parts[:end] in files:
+                raise refused(source, name, f"lies in the file {files[parts[:end]]!a}")
 
 
 def too_large(source: str, policy: Policy) -> SourceRefused:

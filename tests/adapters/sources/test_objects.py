@@ -168,6 +168,13 @@ def test_keys_that_are_no_paths_are_refused(s3: Any, tmp_path: Path, key: str) -
     assert files_in(tmp_path) == {}
 
 
+def test_an_object_within_another_is_refused(s3: Any, tmp_path: Path) -> None:
+    put(s3, **{"bot/a.json": b"{}", "bot/a.json/b/c.json": b"{}"})
+    with pytest.raises(SourceRefused, match=r"'a.json/b/c.json' lies in the file 'a.json'"):
+        fetched("s3://mine/bot", tmp_path / "place")
+    assert files_in(tmp_path) == {}
+
+
 def test_what_is_not_there(s3: Any, tmp_path: Path) -> None:
     put(s3, **{"bot/picture.png": b"png"})
     for source, says in (
