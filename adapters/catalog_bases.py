@@ -10,6 +10,7 @@ from adapters.models import BaseDescriptor, BaseRecord
 from adapters.references import check_name
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol
+from adapters.sources.uri import local_path
 from adapters.store.layout import StoreLayout
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class BaseCatalog:
         with reader.reading(self.layout.root) as connection:
             if reader.load_adapters(connection, [name]):
                 raise AlreadyExists(f"'{name}' is an adapter: a base needs another name")
-        resolved = Path(path).expanduser().absolute()
+        resolved = local_path(str(path))
         descriptor = self._intake.describe_base(resolved)
         from adapters.registry.bases import add_base
 

@@ -16,6 +16,7 @@ from adapters.bases.headers import TensorInfo
 from adapters.bases.shards import BaseFiles, open_base
 from adapters.errors import BaseError
 from adapters.models import BaseDescriptor, ModuleSpec
+from adapters.registry.heavy_import import interrupt_deferred
 
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -34,6 +35,9 @@ def describe_base(path: Path) -> BaseDescriptor:
     know; a model that is not a causal language model.
     """
     files = open_base(path)
+    with interrupt_deferred():
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
     with _quiet():
         return _describe(files)
 

@@ -60,6 +60,7 @@ class TensorIntake:
 
     def describe_base(self, path: Path) -> BaseDescriptor:
         """See IntakeProtocol."""
+        # Imports the libraries itself, guarded, once the directory has proved worth it.
         from adapters.bases.describe import describe_base
 
         return describe_base(path)

@@ -11,6 +11,7 @@ from adapters.models import BaseDescriptor, Inspection, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
+from adapters.sources.checksum import check_file
 from adapters.sources.policy import Policy
 from adapters.sources.schemes import fetch, needs_place, rename, told_as
 from adapters.sources.uri import Address
@@ -18,6 +19,7 @@ from adapters.store.durable import full_disk, store_io
 from adapters.store.layout import StoreLayout
 from adapters.store.locks import store_lock
 from adapters.store.publish import Sealed, Staging, publish, seal, stage
+from adapters.store.uploads import find_upload
 
 if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
@@ -45,6 +47,7 @@ def register(
     check_name(name)
     tags = [] if tag is None else [check_tag(tag)]
     descriptor = check_names(layout, name, base)
+    named, source = source, _as_path(layout, source)
     remote = needs_place(source)
     tell("stage")
     with stage(layout) as staging:
@@ -61,7 +64,7 @@ def register(
                 alpha=alpha,
                 progress=progress,
             )
-        if remote:
+        if remote or source is not named:
             manifest = manifest.model_copy(update={"source": source.shown})
         return finish(
             layout,
@@ -117,16 +120,33 @@ def inspect(
     progress: Progress | None,
 ) -> Inspection:
     """See `Catalog.inspect`. Stages only what has to be fetched: a directory needs no writing."""
+    named, source = source, _as_path(layout, source)
     if not needs_place(source):
-        return intake.examine(Path(source.text), bases=bases, format=format, alpha=alpha)
+        local = Path(source.text)
+        found = intake.examine(local, bases=bases, format=format, alpha=alpha)
+        return found if source is named else _told_as(found, source, local)
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
         local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("read")
         found = intake.examine(local, bases=bases, format=format, alpha=alpha)
-        problems = tuple(rename(problem, source, local) for problem in found.problems)
-        reasons = tuple(rename(reason, source, local) for reason in found.reasons)
-        return found.model_copy(update={"problems": problems, "reasons": reasons})
+        return _told_as(found, source, local)
+
+
+def _as_path(layout: StoreLayout, source: Address) -> Address:
+    """An upload as the file that it is; a local file with a checksum is compared with it."""
+    if source.scheme == "upload":
+        file = find_upload(layout, source.text.partition(":")[2])
+        source = Address("path", str(file), f"upload:{file.name}", source.sha256)
+    if source.scheme == "path" and source.sha256 is not None:
+        check_file(Path(source.text), source.sha256, source.shown)
+    return source
+
+
+def _told_as(found: Inspection, source: Address, local: Path) -> Inspection:
+    problems = tuple(rename(problem, source, local) for problem in found.problems)
+    reasons = tuple(rename(reason, source, local) for reason in found.reasons)
+    return found.model_copy(update={"problems": problems, "reasons": reasons})
 
 
 def fetch_into(

@@ -31,6 +31,11 @@ def safe_name(name: str, default: str = "artifact") -> str:
     return name if _SAFE_NAME.fullmatch(name) else default
 
 
+def tame_name(name: str) -> str:
+    """A safe name as like `name` as can be: what it ends with says what the file is."""
+    return safe_name(re.sub(r"[^A-Za-z0-9_.+-]", "_", name)[-100:].lstrip(".+-"))
+
+
 def unpack(archive: Path, place: Path, policy: Policy) -> Path:
     """Unpacks into a new directory in `place` and returns the directory with the artifact.
 

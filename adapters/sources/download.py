@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import itertools
 import re
@@ -16,10 +15,12 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import SplitResult, unquote, urljoin
 
-from adapters.errors import DamagedArtifact, SourceRefused, SourceUnreadable, UsageError
+from adapters.errors import SourceRefused, SourceUnreadable, UsageError
+from adapters.sources.adapter_files import too_large
 from adapters.sources.archives import is_archive_name, safe_name
+from adapters.sources.checksum import check_file
 from adapters.sources.connection import asking
-from adapters.sources.policy import BYTES_VARIABLE, TOKEN_VARIABLE, Policy
+from adapters.sources.policy import TOKEN_VARIABLE, Policy
 from adapters.sources.uri import check_url, checksum_of, public_form
 
 Progress = Callable[[int, int], None]
@@ -65,7 +66,7 @@ def download(url: str, place: Path, policy: Policy, progress: Progress | None) -
     with part.open("wb") as file:
         _with_retries(url, shown, file, state, policy, progress)
     if expected is not None:
-        _check(part, expected, shown)
+        check_file(part, expected, shown)
     return part.rename(place / state.name)
 
 
@@ -247,10 +248,7 @@ def _restart(file: BinaryIO, state: _State, etag: str | None) -> None:
 
 def _within(size: int, shown: str, policy: Policy) -> None:
     if size > policy.max_bytes:
-        raise SourceRefused(
-            f"{shown} is larger than the {policy.max_bytes} bytes that are allowed: "
-            f"{BYTES_VARIABLE} sets the limit"
-        )
+        raise too_large(shown, policy)
 
 
 class _Pace:
@@ -268,15 +266,6 @@ class _Pace:
         if self._count < self._least:
             raise TimeoutError
         self._since, self._count = time.monotonic(), 0
-
-
-def _check(file: Path, expected: str, shown: str) -> None:
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != expected:
-        raise DamagedArtifact(
-            f"{shown} has another content than was expected: its sha256 is {found}"
-        )
 
 
 def _last_part(parts: SplitResult) -> str:

@@ -1,4 +1,4 @@
-"""hf:OWNER/REPO[@REV]: a repository of the Hugging Face hub, the files of an adapter only."""
+"""hf:OWNER/REPO[/FOLDER][@REV]: a repository of the Hugging Face hub, an adapter's files only."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.errors import AdapterctlError, SourceRefused, SourceUnreadable, UsageError
+from adapters.errors import AdapterctlError, SourceUnreadable, UsageError
+from adapters.sources.adapter_files import judge_listing, wanted
 from adapters.sources.download import Progress
-from adapters.sources.members import member_parts
-from adapters.sources.policy import BYTES_VARIABLE, Policy
+from adapters.sources.policy import Policy
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_REPOSITORY = re.compile(rf"hf:({_NAME}/{_NAME})(?:@([A-Za-z0-9][A-Za-z0-9._/-]{{0,200}}))?")
-# What some trainer's adapter consists of, and what lies beside one and is none of it.
-_WANTED = ["*.safetensors", "*.bin", "*.json", "*.gguf", "*.npz", "*.pt", "*.pth", "*.ckpt"]
-_WANTED += ["*.nemo", "*.yaml", "*.yml", "*.jinja", "*.model", "*.txt", "README.md"]
-_UNWANTED = ["checkpoint-*/*", "global_step*/*", "runs/*", "optimizer*", "*/optimizer*"]
-_UNWANTED += ["scheduler*", "*/scheduler*", "rng_state*", "*/rng_state*"]
+_FOLDER = r"(?:/[^/@\\]{1,255}){0,16}"
+_REVISION = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,200}"
+_REPOSITORY = re.compile(rf"hf:({_NAME}/{_NAME})({_FOLDER})/?(?:@({_REVISION}))?")
 
 
 def fetch_repository(source: str, place: Path, policy: Policy, progress: Progress | None) -> Path:
     """Downloads into a new directory in `place`; the hub's library retries and verifies."""
-    repository, revision = _parse(source)
+    repository, folder, revision = parse_repository(source)
     target = place / repository.partition("/")[2]
     target.mkdir()
     with _hub_errors(source):
@@ -38,8 +35,9 @@ def fetch_repository(source: str, place: Path, policy: Policy, progress: Progres
         found = HfApi(endpoint=endpoint).model_info(
             repository, revision=revision or "main", files_metadata=True
         )
-        sizes = _wanted({file.rfilename: file.size or 0 for file in found.siblings or ()})
-        total = _judge(source, sizes, policy)
+        listed = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+        sizes = _inside(source, folder, listed)
+        total = judge_listing(source, sizes, policy)
         # The very commit and files that were judged: a branch may move meanwhile. One by one and
         # not as a snapshot, whose threads would keep a Ctrl-C waiting for their files' ends.
         with _progress(target, total, progress):
@@ -53,38 +51,33 @@ def fetch_repository(source: str, place: Path, policy: Policy, progress: Progres
                     local_dir=target,
                 )
     shutil.rmtree(target / ".cache", ignore_errors=True)
-    return target
+    return target / folder
 
 
-def _parse(source: str) -> tuple[str, str | None]:
+def parse_repository(source: str) -> tuple[str, str, str | None]:
+    """(OWNER/REPO, the folder in it or "", the revision if one is given); raises UsageError."""
     match = _REPOSITORY.fullmatch(source)
-    if match is None:
-        raise UsageError(f"'{source[:200]}' is no hub repository: write hf:OWNER/REPO or …@REV")
-    return match[1], match[2]
-
-
-def _wanted(sizes: Mapping[str, int]) -> dict[str, int]:
-    from huggingface_hub.utils._paths import filter_repo_objects
-
-    names = filter_repo_objects(sizes, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
-    return {name: sizes[name] for name in names}
-
-
-def _judge(source: str, sizes: Mapping[str, int], policy: Policy) -> int:
-    """The bytes to come; raises what is wrong with the list of files."""
-    if not sizes:
-        raise SourceUnreadable(f"{source} has no file that could belong to an adapter")
-    if len(sizes) > policy.max_members:
-        raise SourceRefused(f"{source} has {len(sizes)} files: {policy.max_members} are the limit")
-    for name in sizes:
-        member_parts(source, name)
-    total = sum(sizes.values())
-    if total > policy.max_bytes:
-        raise SourceRefused(
-            f"{source} is larger than the {policy.max_bytes} bytes that are allowed: "
-            f"{BYTES_VARIABLE} sets the limit"
+    folder = match[2][1:] if match is not None else ""
+    parts = set(folder.split("/")) | set((match[3] or "").split("/") if match is not None else ())
+    if match is None or not folder.isprintable() or {".", ".."} & parts:
+        raise UsageError(
+            f"'{source[:200]}' is no hub repository: write hf:OWNER/REPO, hf:OWNER/REPO/FOLDER "
+            "or …@REV"
         )
-    return total
+    return match[1], folder, match[3]
+
+
+def _inside(source: str, folder: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """An adapter's files in the folder, by their paths in the repository."""
+    if not folder:
+        return wanted(sizes)
+    start = f"{folder}/"
+    inside = {name[len(start) :]: size for name, size in sizes.items() if name.startswith(start)}
+    if not inside:
+        there = sorted({name.partition("/")[0] for name in sizes if "/" in name})
+        known = f"its folders are {', '.join(there[:8])}" if there else "it has no folders"
+        raise SourceUnreadable(f"{source} does not exist: {known}")
+    return {start + name: size for name, size in wanted(inside).items()}
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Unpacking:
         self._make(name, parts[:-1])
         self._files.add(parts)
         done = 0
-        with _create(self._target.joinpath(*parts)) as file:
+        with create_file(self._target.joinpath(*parts)) as file:
             for chunk in chunks:
                 done += len(chunk)
                 self._grow(name, len(chunk))
@@ -116,7 +116,8 @@ class Unpacking:
                 self._directories.add(part)
 
 
-def _create(path: Path) -> BinaryIO:
+def create_file(path: Path) -> BinaryIO:
+    """A new file, for writing."""
     # Exclusive and never through a link: nothing that was there before is written to.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o644), "wb")

@@ -3,7 +3,8 @@
 path    a directory or file as it is; an archive (.zip .tar .tar.gz .tgz) unpacked
 https   a file or an archive, downloaded     http   the same, where it is allowed
 hf      a repository of the hub
-s3 gs az   named and refused: the library for them is not installed with this version
+s3 gs az   one object, or an adapter's files below a prefix
+upload  what a client has sent to a server before; it is a path by the time it comes here
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.errors import ArtifactError, SourceUnreadable, UsageError
+from adapters.errors import ArtifactError, UsageError
 from adapters.sources.archives import is_archive_name, unpack
+from adapters.sources.checksum import check_file
 from adapters.sources.download import Progress, download
 from adapters.sources.hub import fetch_repository
+from adapters.sources.objects import fetch_objects
 from adapters.sources.policy import Policy
 from adapters.sources.uri import Address
 
@@ -34,16 +37,8 @@ def _url(
     address: Address, place: Path, policy: Policy, tell: OnStep, progress: Progress | None
 ) -> Path:
     tell("fetch")
-    downloaded = place / "downloaded"
-    downloaded.mkdir()
-    file = download(address.text, downloaded, policy, progress)
-    if not is_archive_name(file.name):
-        return file
-    tell("unpack")
-    unpacked = unpack(file, place, policy)
-    # Half of the disk space, while intake works.
-    file.unlink()
-    return unpacked
+    downloaded = _inside(place)
+    return _opened(download(address.text, downloaded, policy, progress), place, policy, tell)
 
 
 def _hub(
@@ -53,13 +48,32 @@ def _hub(
     return fetch_repository(address.text, place, policy, progress)
 
 
-def _object_store(
+def _objects(
     address: Address, place: Path, policy: Policy, tell: OnStep, progress: Progress | None
 ) -> Path:
-    raise SourceUnreadable(
-        f"{address.scheme}:// sources are not built into this version: copy {address.shown} to a "
-        "directory with the provider's own tool and register that, or give a signed https:// URL"
-    )
+    tell("fetch")
+    found = fetch_objects(address, _inside(place), policy, progress)
+    if address.sha256 is not None:
+        check_file(found, address.sha256, address.shown)
+    return found if found.is_dir() else _opened(found, place, policy, tell)
+
+
+def _inside(place: Path) -> Path:
+    """Where a download lies, so that an archive's directory beside it may have its name."""
+    downloaded = place / "downloaded"
+    downloaded.mkdir()
+    return downloaded
+
+
+def _opened(file: Path, place: Path, policy: Policy, tell: OnStep) -> Path:
+    """A downloaded file, unpacked if it is an archive."""
+    if not is_archive_name(file.name):
+        return file
+    tell("unpack")
+    unpacked = unpack(file, place, policy)
+    # Half of the disk space, while intake works.
+    file.unlink()
+    return unpacked
 
 
 SCHEMES: dict[str, Fetch] = {
@@ -67,9 +81,9 @@ SCHEMES: dict[str, Fetch] = {
     "https": _url,
     "http": _url,
     "hf": _hub,
-    "s3": _object_store,
-    "gs": _object_store,
-    "az": _object_store,
+    "s3": _objects,
+    "gs": _objects,
+    "az": _objects,
 }
 
 

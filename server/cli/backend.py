@@ -72,8 +72,12 @@ class Backend(Protocol):
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Registered:
-        """Check an artifact and make it a version; with `dry_run` only check it."""
+        """Check an artifact and make it a version; with `dry_run` only check it.
+
+        `on_server`: a path in `source` is the server's own, and nothing is sent.
+        """
 
     def inspect(
         self,
@@ -84,6 +88,7 @@ class Backend(Protocol):
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Inspection:
         """What the artifact is; registers nothing."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,10 @@ class AdminConnection:
     def close(self) -> None:
         self._connection.close()
 
+    def renew(self) -> None:
+        """Leaves an answer that was not read to its end: the next request gets a connection."""
+        self._connection.close()
+
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """One request, its JSON answer; an error document is raised as the class it names."""
         with self._translated():
@@ -70,13 +75,41 @@ class AdminConnection:
             f"{self.url} went away in the middle of the work: look at its log, then run it again"
         )
 
-    def _send(
-        self, method: str, path: str, body: Any, headers: dict[str, str]
-    ) -> http.client.HTTPResponse:
+    def upload(self, path: str, chunks: Iterable[bytes], size: int, watch: Watch) -> Any:
+        """POST `size` bytes as they come from `chunks`; the JSON answer.
+
+        The connection is not used again if something fails in the middle.
+        """
+        headers = {
+            **self._headers,
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(size),
+        }
+        with self._translated():
+            connection = self._connected()
+            try:
+                # A server that refuses does so at once and hangs up: its answer says why.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    body = _told(chunks, size, watch)
+                    connection.request("POST", self._prefix + path, body, headers)
+                response = connection.getresponse()
+                return self._document(response.status, response.read())
+            except BaseException:
+                # A body that ends early is no request: to the server the client hung up.
+                connection.close()
+                raise
+
+    def _connected(self) -> http.client.HTTPConnection:
         connection = self._connection
         if connection.sock is None:
             connection.connect()
             _set_timeout(connection, ANSWER_TIMEOUT)
+        return connection
+
+    def _send(
+        self, method: str, path: str, body: Any, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        connection = self._connected()
         payload = None if body is None else json.dumps(body).encode()
         if payload is not None:
             headers = {**headers, "Content-Type": "application/json"}
@@ -121,6 +154,14 @@ class AdminConnection:
             raise ServerUnreachable(
                 f"the connection to {self.url} broke: {reason or type(error).__name__}"
             ) from None
+
+
+def _told(chunks: Iterable[bytes], size: int, watch: Watch) -> Iterator[bytes]:
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        watch.progress(done, size)
 
 
 def _until_gone(response: http.client.HTTPResponse) -> Iterator[bytes]:

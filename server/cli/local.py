@@ -10,6 +10,7 @@ from typing import Any
 
 from adapters.catalog import Catalog
 from adapters.compositions import Part, Recipe
+from adapters.errors import UsageError
 from adapters.models import (
     AdapterRecord,
     BaseRecord,
@@ -19,7 +20,7 @@ from adapters.models import (
     TagChange,
     VersionRecord,
 )
-from adapters.sources.uri import public_form
+from adapters.sources.uri import local_path, public_form
 from adapters.store.layout import StoreLayout
 from server.cli.backend import Watch
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
@@ -51,7 +52,7 @@ class LocalBackend:
 
     def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
         watch.step(f"reading {path}")
-        return self._catalog.base_add(name, Path(path).expanduser().absolute())
+        return self._catalog.base_add(name, local_path(path))
 
     def bases(self) -> Sequence[BaseRecord]:
         return self._catalog.bases()
@@ -74,7 +75,9 @@ class LocalBackend:
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Registered:
+        _no_server(on_server)
         return self._catalog.register(
             source,
             name=name,
@@ -98,7 +101,9 @@ class LocalBackend:
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Inspection:
+        _no_server(on_server)
         watch.step(f"reading {public_form(source)}")
         return self._catalog.inspect(
             source,
@@ -184,6 +189,11 @@ class LocalBackend:
         from server.cli.doctor import examine
 
         return examine(self._root)
+
+
+def _no_server(on_server: bool) -> None:
+    if on_server:
+        raise UsageError("--on-server is for --server: without one, every path is of this machine")
 
 
 # What the catalog's steps mean to people; the others are over at once.

@@ -29,9 +29,9 @@ before and after the command's name:
 
 A flag beats the environment; `--store` and `--server` together are wrong usage. With neither, the
 store is `$XDG_DATA_HOME/adapterctl`, by default `~/.local/share/adapterctl`. If the environment
-names both a server and a store, it is the server. Over `--server`, a SOURCE or DIR is a path on the
-server's machine, where a relative one is completed on yours, or a URL that the server fetches
-([sources.md](sources.md)).
+names both a server and a store, it is the server. Over `--server`, a SOURCE that is a path is
+sent to the server (`--on-server`: it is the server's own), a URL is fetched by the server
+([sources.md](sources.md)), and the DIR of `base add` is a directory of the server.
 
 | exit code | meaning |
 |---|---|

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
 from adapters.compositions import Part, Recipe
-from adapters.errors import InvalidReference, ServerUnreachable, UsageError
+from adapters.errors import AdapterctlError, InvalidReference, ServerUnreachable, UsageError
 from adapters.models import (
     AdapterRecord,
     BaseRecord,
@@ -22,10 +22,12 @@ from adapters.models import (
     VersionRecord,
 )
 from adapters.references import check_name, parse_reference
-from adapters.sources.policy import PRIVATE_VARIABLE
-from adapters.sources.uri import completed_source
+from adapters.sources.checksum import split_checksum
+from adapters.sources.policy import PRIVATE_VARIABLE, policy_from_environment
+from adapters.sources.uri import completed_source, local_path, scheme_of
 from server.cli.backend import Watch
 from server.cli.http import AdminConnection
+from server.cli.packing import pack
 from server.gateway.admin_models import (
     Check,
     ComposeRequest,
@@ -33,6 +35,7 @@ from server.gateway.admin_models import (
     Removed,
     Shown,
     StoreInfo,
+    Uploaded,
     VerifyAnswer,
 )
 
@@ -76,10 +79,13 @@ class RemoteBackend:
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Registered:
         _servers_choice(allow_private_urls)
+        if _is_sent(source, on_server):
+            # Before megabytes are sent for nothing.
+            self.base(base)
         body = {
-            "source": completed_source(source),
             "name": name,
             "base": base,
             "tag": tag,
@@ -87,7 +93,8 @@ class RemoteBackend:
             "alpha": alpha,
             "dry_run": dry_run,
         }
-        return self._work("/adapters", body, Registered, watch)
+        with self._reachable(source, on_server, watch) as found:
+            return self._work("/adapters", {"source": found, **body}, Registered, watch)
 
     def inspect(
         self,
@@ -98,15 +105,34 @@ class RemoteBackend:
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        on_server: bool = False,
     ) -> Inspection:
         _servers_choice(allow_private_urls)
-        body = {
-            "source": completed_source(source),
-            "format": format,
-            "alpha": alpha,
-            "base": base,
-        }
-        return self._work("/inspect", body, Inspection, watch)
+        body = {"format": format, "alpha": alpha, "base": base}
+        with self._reachable(source, on_server, watch) as found:
+            return self._work("/inspect", {"source": found, **body}, Inspection, watch)
+
+    @contextmanager
+    def _reachable(self, source: str, on_server: bool, watch: Watch) -> Iterator[str]:
+        """`source` as the server can read it: what lies on this machine is sent, for as long."""
+        if not _is_sent(source, on_server):
+            yield completed_source(source)
+            return
+        rest, sha256 = split_checksum(source)
+        packed = pack(local_path(rest), policy_from_environment())
+        if sha256 is not None and not packed.single:
+            raise UsageError(f"{rest} is a directory: a checksum is of one file")
+        watch.step(f"sending {packed.name}")
+        path = f"/uploads?name={_segment(packed.name)}"
+        answer = self._http.upload(path, packed.chunks(), packed.size, watch)
+        sent = self._read(Uploaded, answer)
+        try:
+            yield f"upload:{sent.upload}{'' if sha256 is None else f'#sha256={sha256}'}"
+        finally:
+            # Gone already if it was registered; of a server that is gone too, gc removes it.
+            with suppress(AdapterctlError):
+                self._http.renew()
+                self._call("DELETE", f"/uploads/{sent.upload}", Removed)
 
     def compose(
         self,
@@ -182,9 +208,13 @@ class RemoteBackend:
             ) from None
 
 
+def _is_sent(source: str, on_server: bool) -> bool:
+    return scheme_of(source) is None and not on_server
+
+
 def _absolute(path: str) -> str:
     # What the user sees from here; the server has another working directory.
-    return str(Path(path).expanduser().absolute())
+    return str(local_path(path))
 
 
 def _servers_choice(allow_private_urls: bool) -> None:

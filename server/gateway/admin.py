@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from adapters.catalog import Catalog
@@ -27,12 +28,24 @@ from server.gateway.admin_models import (
     Shown,
     StoreInfo,
     TagRequest,
+    Uploaded,
     VerifyAnswer,
 )
-from server.gateway.admin_route import EVENTS, actor_of, answer_with_job, guarded_route
+from server.gateway.admin_route import (
+    EVENTS,
+    actor_of,
+    answer_with_job,
+    guarded_route,
+    streaming_route,
+)
 from server.gateway.auth import AdminGate
+from server.gateway.uploads import UploadJobs, UploadShelf
 
 Engines = Callable[[], list[dict[str, Any]]]
+
+UploadName = Annotated[
+    str, Query(description="What the file is called: its end says what it is, e.g. bot.tar.gz.")
+]
 
 # For /docs only: the gate has looked at the header before FastAPI comes to it.
 _BEARER = Security(HTTPBearer(auto_error=False, description="An admin key."))
@@ -61,7 +74,9 @@ def admin_router(
     )
     jobs = JobRunner(catalog.layout.root, refresh)
     _add_base_routes(router, catalog, jobs)
-    _add_intake_routes(router, jobs)
+    shelf = UploadShelf(catalog.layout)
+    _add_intake_routes(router, jobs, shelf)
+    _add_upload_routes(router, shelf, streaming_route(gate))
     _add_adapter_routes(router, catalog)
     _add_tag_routes(router, catalog)
     _add_store_routes(router, catalog, jobs)
@@ -99,10 +114,11 @@ def _add_base_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> No
         return Removed(removed=(name,))
 
 
-def _add_intake_routes(router: APIRouter, jobs: JobRunner) -> None:
+def _add_intake_routes(router: APIRouter, jobs: JobRunner, shelf: UploadShelf) -> None:
     @router.post("/adapters", summary="Register an artifact", responses=_answers(Registered))
     async def register(request: Request, body: RegisterRequest) -> Response:
-        return await answer_with_job(request, jobs, "register", body)
+        about = UploadJobs(jobs, shelf, body.source, consume=not body.dry_run)
+        return await answer_with_job(request, about, "register", body)
 
     @router.post(
         "/compositions", summary="Compose adapters into one", responses=_answers(Registered)
@@ -112,7 +128,28 @@ def _add_intake_routes(router: APIRouter, jobs: JobRunner) -> None:
 
     @router.post("/inspect", summary="What an artifact is", responses=_answers(Inspection))
     async def inspect(request: Request, body: InspectRequest) -> Response:
-        return await answer_with_job(request, jobs, "inspect", body)
+        about = UploadJobs(jobs, shelf, body.source, consume=False)
+        return await answer_with_job(request, about, "inspect", body)
+
+
+def _add_upload_routes(router: APIRouter, shelf: UploadShelf, streaming: type[APIRoute]) -> None:
+    async def upload(request: Request, name: UploadName = "") -> Uploaded:
+        return await shelf.receive(request, name)
+
+    body = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+    router.add_api_route(
+        "/uploads",
+        upload,
+        methods=["POST"],
+        summary="Send an artifact: one file or an archive as the body",
+        route_class_override=streaming,
+        openapi_extra={"requestBody": {"required": True, **body}},
+    )
+
+    @router.delete("/uploads/{upload}", summary="Remove an upload that is not needed")
+    async def upload_rm(upload: str) -> Removed:
+        await shelf.remove(upload)
+        return Removed(removed=(f"upload:{upload}",))
 
 
 def _add_adapter_routes(router: APIRouter, catalog: Catalog) -> None:

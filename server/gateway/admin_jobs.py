@@ -71,14 +71,6 @@ class JobRunner:
         finally:
             self._waiting -= 1
 
-    async def result(self, operation: str, arguments: BaseModel | None, actor: str) -> Any:
-        """Runs to the end; returns the result's document."""
-        found: Any = None
-        async with aclosing(self.events(operation, arguments, actor)) as events:
-            async for event in events:
-                found = event.get("result", found)
-        return found
-
     async def _run(
         self, operation: str, arguments: BaseModel | None, actor: str
     ) -> AsyncGenerator[Event]:
@@ -107,6 +99,15 @@ class JobRunner:
                 await _stop(child)
                 await asyncio.wait([complaint], timeout=1)
                 complaint.cancel()
+
+
+async def result_of(events: AsyncGenerator[Event]) -> Any:
+    """Runs to the end; returns the result's document."""
+    found: Any = None
+    async with aclosing(events):
+        async for event in events:
+            found = event.get("result", found)
+    return found
 
 
 async def _locking(lock: asyncio.Lock) -> AsyncGenerator[Event]:

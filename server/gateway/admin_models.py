@@ -36,7 +36,7 @@ class BaseAdd(Frozen):
 
 
 class RegisterRequest(Frozen):
-    """POST /adapters: `source` is a path on the server's machine, or a URL it can reach."""
+    """POST /adapters: `source` is `upload:ID`, a path of the server, or a URL it can reach."""
 
     source: str
     name: str
@@ -47,8 +47,18 @@ class RegisterRequest(Frozen):
     dry_run: bool = False
 
 
+class Uploaded(Frozen):
+    """POST /uploads: the SOURCE `upload:ID` from now on, for `expires_in` seconds."""
+
+    upload: str = Field(description="The ID.")
+    name: str
+    bytes: int
+    sha256: str = Field(description="64 hex digits.")
+    expires_in: int
+
+
 class InspectRequest(Frozen):
-    """POST /inspect: `source` is a path on the server's machine, or a URL it can reach."""
+    """POST /inspect: `source` is `upload:ID`, a path of the server, or a URL it can reach."""
 
     source: str
     format: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 from fastapi.routing import APIRoute
@@ -16,14 +16,24 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, InvalidRequest
-from server.gateway.admin_jobs import Event, JobRunner
+from server.gateway.admin_jobs import Event, result_of
 from server.gateway.auth import AdminGate
 from server.gateway.body import read_body
+from server.gateway.errors import error_response
 
 EVENTS = "application/x-ndjson"
 MAX_BODY_BYTES = 64 * 1024
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class Jobs(Protocol):
+    """What runs a job: a JobRunner, or something around one."""
+
+    def events(
+        self, operation: str, arguments: BaseModel | None, actor: str
+    ) -> AsyncGenerator[Event]:
+        """Events, the last of them the result; closing it ends the job."""
 
 
 def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRoute]:
@@ -49,6 +59,26 @@ def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRou
     return GuardedRoute
 
 
+def streaming_route(gate: AdminGate) -> type[APIRoute]:
+    """The route class behind `gate` for bodies of any size, which its handler reads itself."""
+
+    class StreamingRoute(APIRoute):
+        def get_route_handler(self) -> Handler:
+            answer = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                try:
+                    request.state.actor = await gate.admit(request)
+                    return await answer(request)
+                except AdapterctlError as error:
+                    # What is still to come is not waited for.
+                    return error_response(error, {"Connection": "close"})
+
+            return guarded
+
+    return StreamingRoute
+
+
 def actor_of(request: Request) -> str:
     """Who was admitted, for the registry's history."""
     actor = request.state.actor
@@ -71,7 +101,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def answer_with_job(
-    request: Request, jobs: JobRunner, operation: str, arguments: BaseModel | None
+    request: Request, jobs: Jobs, operation: str, arguments: BaseModel | None
 ) -> Response:
     """The result of a job; as events while it works if the client accepts them.
 
@@ -87,7 +117,7 @@ async def answer_with_job(
             await events.aclose()
             raise
         return EventStream(first, events)
-    return await _whole(request, jobs.result(operation, arguments, actor))
+    return await _whole(request, result_of(jobs.events(operation, arguments, actor)))
 
 
 async def _whole(request: Request, work: Coroutine[Any, Any, Any]) -> Response:

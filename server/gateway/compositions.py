@@ -19,7 +19,7 @@ from adapters.compositions import Part, is_composition, is_mix, mix_name, parse_
 from adapters.errors import AdapterctlError, AdapterNotFound, StoreBusy, UsageError
 from adapters.registry.composing import resolve_parts
 from adapters.registry.snapshot import Resolved, Snapshot
-from server.gateway.admin_jobs import JobRunner
+from server.gateway.admin_jobs import JobRunner, result_of
 from server.gateway.admin_models import ComposeRequest
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Compositions:
 
     async def _make(self, base: str, parts: tuple[Part, ...]) -> None:
         order = ComposeRequest(parts=parts)
-        made = await self._jobs.result("compose", order, ACTOR)
+        made = await result_of(self._jobs.events("compose", order, ACTOR))
         log.info("composed %s as %s", "+".join(p.reference for p in parts), made["name"])
         await self._evict(base, keep=made["name"])
 

@@ -18,6 +18,11 @@ _PRIVATE = click.option(
     is_flag=True,
     help="Also download from addresses that are not on the public internet.",
 )
+_ON_SERVER = click.option(
+    "--on-server",
+    is_flag=True,
+    help="With --server: SOURCE is a path on the server's machine; nothing is sent.",
+)
 _FORMAT = click.option(
     "--format", metavar="F", help="What the artifact is; by default found out from its files."
 )
@@ -62,6 +67,7 @@ _ALPHA = click.option(
 @_ALPHA
 @click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
 @_PRIVATE
+@_ON_SERVER
 @pass_session
 def register(
     session: Session,
@@ -73,11 +79,13 @@ def register(
     alpha: float | None,
     dry_run: bool,
     allow_private_urls: bool,
+    on_server: bool,
 ) -> None:
     """Check the artifact SOURCE tensor by tensor against BASE and make it a version of NAME.
 
-    SOURCE is a directory, a file or an archive (.zip, .tar, .tar.gz, .tgz), on the server's
-    machine with --server; https://HOST/PATH[#sha256=HEX]; or hf:OWNER/REPO[@REV]. The same
+    SOURCE is a directory, a file or an archive (.zip, .tar, .tar.gz, .tgz), which is sent to the
+    server with --server; https://HOST/PATH; s3://BUCKET/KEY, gs:// or az:// (an object or a
+    prefix); or hf:OWNER/REPO[/FOLDER][@REV]. One file may be followed by #sha256=HEX. The same
     content again gives the same version.
     """
     try:
@@ -92,6 +100,7 @@ def register(
                 dry_run=dry_run,
                 watch=Watch(shown.step, shown.advance),
                 allow_private_urls=allow_private_urls,
+                on_server=on_server,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -114,6 +123,7 @@ def register(
 @_FORMAT
 @_ALPHA
 @_PRIVATE
+@_ON_SERVER
 @pass_session
 def inspect(
     session: Session,
@@ -122,6 +132,7 @@ def inspect(
     format: str | None,
     alpha: float | None,
     allow_private_urls: bool,
+    on_server: bool,
 ) -> None:
     """Say what the artifact SOURCE is, how it would be served and what is wrong with it.
 
@@ -136,6 +147,7 @@ def inspect(
             base=base,
             watch=Watch(shown.step, shown.advance),
             allow_private_urls=allow_private_urls,
+            on_server=on_server,
         )
     if session.json:
         emit_json(found.model_dump(mode="json"))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from adapters.registry.heavy_import import interrupt_deferred
 
@@ -38,3 +44,37 @@ def test_another_thread_may_import_too() -> None:
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+# A Ctrl-C as soon as torch's libraries begin to load, and what is left of torch after it.
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._C":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from adapters.registry.intake_port import TensorIntake
+try:
+    TensorIntake().describe_base(Path(sys.argv[1]))
+except KeyboardInterrupt:
+    print("interrupted with", "a whole" if "torch._C" in sys.modules else "no", "torch")
+"""
+
+
+def test_adding_a_base_imports_all_of_torch_before_it_is_interrupted(tmp_path: Path) -> None:
+    """`base add` too, not only what reads adapters: torch's half-made libraries would abort()."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"model.norm.weight": np.ones(4, np.float32)}, tmp_path / "model.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted with a whole torch\n"), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from urllib.parse import quote
 
 from tests.adapters.sources.web import Answer, Request, Web
 
@@ -18,14 +19,14 @@ def serve_repository(
     siblings = [{"rfilename": path, "size": len(content)} for path, content in files.items()]
     for name in (revision, COMMIT):
         document = {"id": repository, "sha": COMMIT, "siblings": siblings}
-        web.serve(f"{api}/revision/{name}", _document(document))
+        web.serve(f"{api}/revision/{quote(name, safe='')}", _document(document))
     entries = [
         {"type": "file", "path": path, "size": len(content), "oid": _id(content)}
         for path, content in files.items()
     ]
     web.serve(f"{api}/tree/{COMMIT}", _document(entries))
     for path, content in files.items():
-        web.serve(f"/{repository}/resolve/{COMMIT}/{path}", _file(content))
+        web.serve(f"/{repository}/resolve/{COMMIT}/{quote(path)}", _file(content))
 
 
 def _id(content: bytes) -> str:

@@ -133,12 +133,44 @@ def test_a_repository_without_an_adapter(web: Web, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["hf:", "hf:repo", "hf:a/b/c", "hf:../b", "hf:a/b@", "hf:a/b@../x", "hf:a/b@-x"]
+    "source",
+    [
+        *("hf:", "hf:repo", "hf:../b", "hf:a/b@", "hf:a/b@../x", "hf:a/b@-x"),
+        *("hf:a/b/../c", "hf:a/b/.", "hf:a/b//c", "hf:a/b/c\\d", "hf:a/b/c\nd", "hf:a/b/c@"),
+        "hf:a/b@x/../y",
+        "hf:a/b" + "/c" * 17,
+    ],
 )
 def test_what_is_no_repository(source: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="write hf:OWNER/REPO"):
         fetch_repository(source, tmp_path, Policy(), None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_a_repository(web: Web, tmp_path: Path) -> None:
+    """PEFT writes every adapter but `default` into a folder; its neighbours stay where they are."""
+    inside = {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS}
+    files = {f"runs/a b/{name}": content for name, content in inside.items()}
+    serve_repository(web, "owner/repo", {**FILES, **files}, revision="refs/pr/1")
+    found = fetched(web, "hf:owner/repo/runs/a b/@refs/pr/1", tmp_path)
+    assert found["files"] == sorted(inside)
+    assert found["place"] == str(tmp_path / "work" / "repo" / "runs" / "a b")
+    assert found["told"] == [len(WEIGHTS) + 2] * 2
+    assert not any("tokenizer" in path for path, _ in web.seen)
+
+
+def test_a_checkpoint_that_is_named_is_taken(web: Web, tmp_path: Path) -> None:
+    serve_repository(web, "owner/repo", FILES)
+    found = fetched(web, "hf:owner/repo/checkpoint-5", tmp_path)
+    assert found["files"] == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("folder", ["nothing", "dee", "README.md"])
+def test_a_folder_that_is_not_there(web: Web, tmp_path: Path, folder: str) -> None:
+    serve_repository(web, "owner/repo", FILES)
+    found = fetched(web, f"hf:owner/repo/{folder}", tmp_path)
+    assert found["code"] == "source_unreadable"
+    assert "does not exist: its folders are checkpoint-5, deep" in str(found["error"])
 
 
 def test_ctrl_c_does_not_wait_for_the_hub(web: Web, tmp_path: Path) -> None:

@@ -120,13 +120,6 @@ def test_names_are_checked_before_anything_is_downloaded(catalog: Catalog, web: 
     assert web.seen == []
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
-def test_object_stores_are_refused_by_name(catalog: Catalog, scheme: str) -> None:
-    with pytest.raises(SourceUnreadable, match=f"{scheme}:// sources are not built in") as caught:
-        catalog.register(f"{scheme}://key:s3cret@bucket/a", name="bot", base="small")
-    assert "s3cret" not in caught.value.message
-
-
 @pytest.mark.parametrize("source", ["ftp://host/a", "file:///etc", "HTTPX://host/a"])
 def test_an_unknown_scheme_is_refused_by_name(catalog: Catalog, source: str) -> None:
     with pytest.raises(UsageError, match="is no scheme of a source"):

@@ -86,7 +86,9 @@ def test_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_work_that_breaks_off() -> None:
     events = b'{"step": "checking"}\n{"progress": [1, 2]}\n'
     with answering(response(events, kind="application/x-ndjson")) as url:
-        answer = CommandLine(("--server", url))("register", "x", "--name", "n", "--base", "b")
+        answer = CommandLine(("--server", url))(
+            "register", "x", "--on-server", "--name", "n", "--base", "b"
+        )
     assert answer.code == 1
     first, last = answer.err.splitlines()
     assert first == "checking"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,6 +88,14 @@ def wait_for_none() -> None:
         time.sleep(0.05)
 
 
+def wait_for_its_end(worker: psutil.Process) -> None:
+    """It is no worker any more before it is gone: a process that is ending has no command line."""
+    deadline = time.monotonic() + 30
+    while worker.is_running():
+        assert time.monotonic() < deadline, "the worker did not end"
+        time.sleep(0.02)
+
+
 def staging(store: Path) -> list[Path]:
     return list((store / "staging").iterdir())
 
@@ -125,7 +133,7 @@ def test_a_client_that_hangs_up_ends_its_job(
         time.sleep(0.01)
     connection.close()
     wait_for_none()
-    assert not worker.is_running()
+    wait_for_its_end(worker)
     assert staging(store) == []
     assert "gone" not in [row["name"] for row in CommandLine(("--server", server)).ok("ls")]
 
@@ -147,6 +155,11 @@ def test_a_killed_worker_is_a_clear_error(server: str, tiny: TinyArtifacts) -> N
     )["created"]
 
 
+async def drained(events: AsyncGenerator[admin_jobs.Event]) -> None:
+    async for _ in events:
+        pass
+
+
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_a_worker_killed_before_its_order_is_a_clear_error(
     runner: Callable[[Coroutine[Any, Any, Any]], Any],
@@ -164,9 +177,9 @@ def test_a_worker_killed_before_its_order_is_a_clear_error(
         return child
 
     monkeypatch.setattr(admin_jobs, "_start", started_and_killed)
-    job = admin_jobs.JobRunner(store, lambda: None).result("verify", None, "test")
+    events = admin_jobs.JobRunner(store, lambda: None).events("verify", None, "test")
     with pytest.raises(AdapterctlError, match="killed by signal 9"):
-        runner(job)
+        runner(drained(events))
 
 
 def test_two_at_once_take_turns(server: str, tiny: TinyArtifacts) -> None:
