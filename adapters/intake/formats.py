@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, litgpt, mlx, peft, torchtune
+from adapters.intake import full, gguf, litgpt, mlx, peft, torchtune
 from adapters.intake.locate import Listing, explain_unknown, locate
 from adapters.intake.raw import RawAdapter
 
@@ -31,6 +31,7 @@ FORMATS: tuple[Format, ...] = (
     Format("gguf", gguf.recognises, gguf.read),
     Format("litgpt", litgpt.recognises, litgpt.read),
     Format("torchtune", torchtune.recognises, torchtune.read),
+    Format("full", full.recognises, full.read),
 )
 
 NOT_YET: tuple[tuple[str, Callable[[Listing], bool]], ...] = (

@@ -26,7 +26,7 @@ from adapters.intake.frozen_copies import check_copies
 from adapters.intake.mapping import LoraKey, ModuleIndex, parse_lora_key
 from adapters.intake.peft_config import LoraSettings, ModuleScale, describe_scale, parse_settings
 from adapters.intake.raw import LazyTensor, RawAdapter
-from adapters.models import BaseDescriptor, ModuleSpec
+from adapters.models import Approximation, BaseDescriptor, ModuleSpec
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,8 @@ class LoraPlan:
     # Full copies of base weights to compare before anything is written.
     copies: tuple[Callable[[], None], ...] = ()
     reason: str = "every tensor is one factor of a low-rank pair for a module of the base"
+    # What was lost where the pairs only come near the artifact.
+    approximation: Approximation | None = None
 
 
 @dataclass(slots=True)
