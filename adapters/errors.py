@@ -5,6 +5,7 @@
     │   └── InvalidReference   a `model` or REF that does not parse
     ├── NotFound
     │   ├── StoreNotFound · BaseNotFound · AdapterNotFound · VersionNotFound · TagNotFound
+    │   └── NotDeployed        registered, but for the merged lane: no engine serves it
     ├── Conflict
     │   ├── AlreadyExists      a name that is taken by something else
     │   └── InUse              removal refused: a tag, a version or a running engine uses it
@@ -120,6 +121,13 @@ class TagNotFound(NotFound):
     """The adapter has no such tag; what it has is listed."""
 
     code = "tag_not_found"
+
+
+class NotDeployed(NotFound):
+    """The version is for the merged lane and no engine serves it."""
+
+    # As for an unknown `model`: OpenAI's SDK does not try a 404 again.
+    code = "not_deployed"
 
 
 class Conflict(AdapterctlError):

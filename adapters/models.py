@@ -116,7 +116,8 @@ class Manifest(Frozen):
     method: str
     lane: Lane
     reasons: tuple[str, ...]
-    rank: int
+    # None where there is nothing like a rank.
+    rank: int | None
     targets: tuple[str, ...]
     parameters: int
     scale: str
@@ -161,9 +162,11 @@ class VersionRecord(Frozen):
     format: str
     method: str
     lane: Lane
-    rank: int
+    rank: int | None
     size_bytes: int
     registered_at: datetime
+    # Why it is not in the hot lane; None where it is.
+    reason: str | None = None
 
     @property
     def label(self) -> str:
@@ -206,7 +209,7 @@ class Registered(Frozen):
     lane: Lane
     reasons: tuple[str, ...]
     format: str
-    rank: int
+    rank: int | None
     base: str
     tags: tuple[str, ...]
     created: bool

@@ -46,5 +46,13 @@ class BaseWeights:
 
     def place(self, module: str) -> tuple[Path, TensorInfo] | None:
         """The file with `module`'s weight and where in it; None if no file has it by that name."""
-        found = self._files.tensors().get(f"{module}.weight")
+        return self._place(f"{module}.weight")
+
+    def parameter(self, name: str) -> tuple[Path, TensorInfo] | None:
+        """The same for any parameter of the model; None if there is none of its own (tied)."""
+        # Some checkpoints (GPT-2's) are saved from the model without its head: no prefix.
+        return self._place(name) or self._place(name.partition(".")[2])
+
+    def _place(self, name: str) -> tuple[Path, TensorInfo] | None:
+        found = self._files.tensors().get(name)
         return None if found is None else (self._files.root / found[0], found[1])

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import DamagedArtifact
 from adapters.intake import tensors
 from adapters.intake.lora import LoraPair
 from adapters.intake.mapping import PREFIX, leaf_names
-from adapters.store.durable import store_error
+from adapters.intake.writing import Entry, check_bound, write_adapter
+from adapters.models import Lane
 
 if TYPE_CHECKING:
     import torch
-
-# The largest fp16 value. Trained factors, scale included, are orders of magnitude smaller.
-MAX_MAGNITUDE = 65504.0
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +49,7 @@ def prove(pair: LoraPair, engine_dtype: str) -> Proof:
 
 def _survives(values: torch.Tensor, name: str, engine_dtype: str, subject: str) -> bool:
     """Within bounds; and is anything left of it in the engine's dtype?"""
-    low_and_high = tensors.extremes(values)
-    if not tensors.within(low_and_high, MAX_MAGNITUDE):
-        count = tensors.count_beyond(values, MAX_MAGNITUDE)
-        raise DamagedArtifact(
-            f"tensor '{name}': {subject} has {count} value{'s' if count > 1 else ''} beyond "
-            f"±{MAX_MAGNITUDE:g}, too large for half precision and for any trained adapter; "
-            "an engine would overflow on it"
-        )
+    low_and_high = check_bound(values, name, subject)
     return not tensors.is_zero(tensors.rounded(low_and_high, engine_dtype))
 
 
@@ -114,42 +99,15 @@ def _held(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    name: str
-    source: str
-    dtype: str
-    shape: tuple[int, int]
-    load: Callable[[], torch.Tensor]
-
-    @property
-    def size(self) -> int:
-        return self.shape[0] * self.shape[1] * tensors.item_size(self.dtype)
-
-
 def write_canonical(
     proved: Sequence[ProvedPair], staging: Path, progress: Callable[[int], None]
 ) -> None:
-    """Write both files into `staging`, tensor by tensor; not fsynced.
-
-    `progress` is told the bytes of each tensor written. Raises DamagedArtifact when the source
-    changed since it was proved, StoreError when `staging` cannot be written.
-    """
-    entries = _entries(proved)
-    config = json.dumps(config_of([item.pair for item in proved]), sort_keys=True, indent=2) + "\n"
-    try:
-        (staging / CONFIG).write_text(config, encoding="utf-8")
-        with (staging / WEIGHTS).open("wb") as file:
-            file.write(_header(entries))
-            for entry in entries:
-                file.write(_proved_bytes(entry))
-                progress(entry.size)
-    except OSError as fault:
-        raise store_error(staging, fault) from fault
+    """See `write_adapter`."""
+    config = config_of([item.pair for item in proved])
+    write_adapter(_entries(proved), config, Lane.HOT, staging, progress)
 
 
-def _entries(proved: Sequence[ProvedPair]) -> list[_Entry]:
-    """Widest dtype first, then by name: as safetensors orders them, so that all is aligned."""
+def _entries(proved: Sequence[ProvedPair]) -> list[Entry]:
     found = []
     for item in proved:
         pair, spec = item.pair, item.pair.module
@@ -158,28 +116,6 @@ def _entries(proved: Sequence[ProvedPair]) -> list[_Entry]:
             a, b = ("lora_A.weight", "lora_B.weight")
         stem = f"{PREFIX}{spec.name}"
         a_shape, b_shape = (pair.rank, spec.in_features), (spec.out_features, pair.rank)
-        found.append(_Entry(f"{stem}.{a}", pair.a_name, item.a_dtype, a_shape, pair.load_a))
-        found.append(_Entry(f"{stem}.{b}", pair.b_name, item.b_dtype, b_shape, pair.load_b))
-    return sorted(found, key=lambda entry: (-tensors.item_size(entry.dtype), entry.name))
-
-
-def _header(entries: Sequence[_Entry]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for entry in entries:
-        header[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [at, at + entry.size],
-        }
-        at += entry.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _proved_bytes(entry: _Entry) -> memoryview:
-    values = entry.load()
-    if tensors.dtype_of(values) != entry.dtype or tuple(values.shape) != entry.shape:
-        raise DamagedArtifact(f"tensor '{entry.source}' changed while it was read; try again")
-    return tensors.raw_bytes(values)
+        found.append(Entry(f"{stem}.{a}", pair.a_name, item.a_dtype, a_shape, pair.load_a))
+        found.append(Entry(f"{stem}.{b}", pair.b_name, item.b_dtype, b_shape, pair.load_b))
+    return found

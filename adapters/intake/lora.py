@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from adapters.errors import (
 from adapters.intake import tensors
 from adapters.intake.findings import Findings
 from adapters.intake.frozen_copies import check_copies
-from adapters.intake.mapping import LoraKey, ModuleIndex, parse_lora_key
+from adapters.intake.mapping import LoraKey, ModuleIndex, parse_lora_key, stored_name
 from adapters.intake.peft_config import LoraSettings, ModuleScale, describe_scale, parse_settings
 from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.models import Approximation, BaseDescriptor, ModuleSpec
@@ -57,7 +57,12 @@ class LoraPair:
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
-    """What will be written, or why not; `pairs` holds what is right even beside problems."""
+    """What will be written, or why not; `pairs` holds what is right even beside problems.
+
+    When all problems are NotHotServable, `pairs` is complete and can be merged: `uses` are then
+    the tensors that it is made of, by their name in the stored form. `uses` is empty where the
+    pairs are not all that the artifact does.
+    """
 
     pairs: tuple[LoraPair, ...]
     scale: str
@@ -66,6 +71,7 @@ class LoraPlan:
     # Full copies of base weights to compare before anything is written.
     copies: tuple[Callable[[], None], ...] = ()
     reason: str = "every tensor is one factor of a low-rank pair for a module of the base"
+    uses: Mapping[str, LazyTensor] = field(default_factory=dict)
     # What was lost where the pairs only come near the artifact.
     approximation: Approximation | None = None
 
@@ -107,7 +113,12 @@ def plan_lora(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
         problems=findings.errors(),
         notes=tuple(notes),
         copies=copies,
+        uses=_uses(raw, others) if len(copies) == len(others) else {},
     )
+
+
+def _uses(raw: RawAdapter, others: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    return {stored_name(name): raw.tensors[name] for name in raw.tensors if name not in others}
 
 
 def _sort_keys(
@@ -199,8 +210,9 @@ def _pair(
     ]
     reason = not_hot(spec, base)
     if reason is not None:
-        findings.add(f"not hot {spec.name}", NotHotServable(f"'{a.name}': {reason}; {_MERGE}"))
-    if not all(fits) or reason is not None:
+        leaf = spec.name.rpartition(".")[2]
+        findings.add(f"not hot {leaf}", NotHotServable(f"'{a.name}': {reason}"))
+    if not all(fits):
         return None
     return LoraPair(
         module=spec,
@@ -211,9 +223,6 @@ def _pair(
         load_b=partial(_folded, b, scale.scale),
         size_bytes=a.count * tensors.item_size(a.dtype) + b.count * tensors.item_size(b.dtype),
     )
-
-
-_MERGE = "merge the adapter into the base and serve the result"
 
 
 def _sound(tensor: LazyTensor, findings: Findings) -> bool:

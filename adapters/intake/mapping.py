@@ -15,6 +15,11 @@ PREFIX = "base_model.model."
 # X.lora_A.weight, X.lora_A.<adapter name>.weight, X.lora_embedding_A, X.lora_embedding_A.<name>
 _LINEAR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<infix>[^.]+))?\.weight")
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<side>[AB])(?:\.(?P<infix>[^.]+))?")
+# A tuner's tensor with an adapter's name in it: X.hada_w1_a.french, X.lora_A.french.weight.
+_NAMED = re.compile(
+    r"(.+\.(?:lora|hada|lokr|p?vera|miss|gralora|delora|vblora)_\w+)"
+    r"\.(?!(?:weight|bias)$)[^.]+(\.weight|\.bias)?"
+)
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
@@ -30,6 +35,16 @@ class LoraKey:
 
 def strip_prefix(name: str) -> str:
     return name.removeprefix(PREFIX)
+
+
+def stored_name(name: str) -> str:
+    """`name` as PEFT saves it: with its prefix, without an adapter's name in it."""
+    plain = strip_prefix(name)
+    named = _NAMED.fullmatch(plain)
+    if named:
+        plain = f"{named[1]}{named[2] or ''}"
+    # What modules share lies beside the model and has the first half of the prefix only.
+    return plain if plain.startswith("base_model.") else f"{PREFIX}{plain}"
 
 
 def parse_lora_key(name: str) -> LoraKey | None:

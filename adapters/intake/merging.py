@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import ArtifactError
-from adapters.intake.lora import LoraPair
+from adapters.intake.lora import LoraPair, load_finite
 from adapters.intake.raw import LazyTensor
 from adapters.models import ModuleSpec
 
@@ -62,10 +62,32 @@ class MergePlan:
     base_config: Mapping[str, Any] = field(default_factory=dict)
     # Tokenizer files that take the place of the base's.
     files: tuple[Path, ...] = ()
+    # Said after `reason`, which is the method's.
+    more: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
         return sum(tensor.count for tensor in self.uses.values())
+
+
+def carried_out(edits: Sequence[Edit], read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """A parameter after all its `edits`, in their order.
+
+    `read` gives a parameter of the base, in the dtype in which to compute. An edit that reads its
+    own parameter sees what the one before it left; one that reads another sees the base's.
+    """
+    value: torch.Tensor | None = None
+    for edit in edits:
+        inputs: list[torch.Tensor] = []
+        if edit.reads is not None:
+            again = value is not None and edit.reads == edit.parameter
+            old = value if again and value is not None else read(edit.reads)
+            inputs = [load_finite(tensor).to(old.dtype) for tensor in edit.inputs]
+            value = edit.apply(old, *inputs)
+        else:
+            value = edit.apply(*(load_finite(tensor) for tensor in edit.inputs))
+    assert value is not None, "a parameter has at least one edit"
+    return value
 
 
 def edits_of_pairs(pairs: Sequence[LoraPair]) -> tuple[Edit, ...]:

@@ -300,9 +300,15 @@ def _title(method: Method, raw: RawAdapter) -> str:
     return kind.title if kind else method.title
 
 
+def why_merged(method: Method) -> str:
+    """Why a method with `to_merge` is no plain LoRA, without what to do where it is refused."""
+    assert method.refusal is not None, "a hot method says itself why it is not hot"
+    return method.refusal.removesuffix(f"; {_MERGE}")
+
+
 def refusal_of(method: Method, evidence: str, raw: RawAdapter) -> ArtifactError | None:
     """The error of a method that has no plan: NotHotServable, or NotServable without a lane."""
-    if method.refusal is None:
+    if method.refusal is None or method.to_merge is not None:
         return None
     error = NotServable if method.lane is None else NotHotServable
     return error(f"this is {_title(method, raw)} ({evidence}): {method.refusal}")

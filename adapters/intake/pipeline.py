@@ -1,4 +1,4 @@
-"""From a directory to a verdict (`examine`) or to the canonical form (`take_in`).
+"""From a directory to a verdict (`examine`) or to what the store keeps (`take_in`).
 
 Both go the same way: find the directory, tell the format, tell the method, plan (every tensor
 against config and base, from headers alone), prove (read the values), and only then write.
@@ -8,23 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from adapters.errors import ArtifactError, DamagedArtifact, NotHotServable
-from adapters.intake.canonical import ProvedPair, keep, prove, write_canonical
-from adapters.intake.findings import Findings
+from adapters.errors import ArtifactError, NotHotServable
+from adapters.intake.canonical import write_canonical
 from adapters.intake.formats import read_artifact
-from adapters.intake.lora import LoraPair, LoraPlan
+from adapters.intake.hot import hot_reasons, idle_note, pair_faults, prove_pairs
+from adapters.intake.lora import LoraPlan
 from adapters.intake.mapping import leaf_names
+from adapters.intake.merged import prove_merge, write_stored
+from adapters.intake.merging import MergePlan
 from adapters.intake.methods import Method, method_name, recognise, refusal_of
 from adapters.intake.provenance import source_sha256
 from adapters.intake.raw import RawAdapter
-from adapters.models import BaseDescriptor, Inspection, Lane, Manifest
+from adapters.intake.routing import approximated, check_rank, compared, plan_artifact
+from adapters.intake.tensors import item_size
+from adapters.models import (
+    Approximate,
+    Approximation,
+    BaseDescriptor,
+    Inspection,
+    Lane,
+    Manifest,
+)
 
 Progress = Callable[[int, int], None]
-# A 100 MB adapter stays far below 1 GB of memory; a larger one costs a second read instead.
-HOLD_BYTES = 256 << 20
-# Up to here no engine notices; above, the rank decides what every slot costs.
-USUAL_RANK = 64
+Plan = LoraPlan | MergePlan
 
 
 def take_in(
@@ -33,47 +42,109 @@ def take_in(
     base: BaseDescriptor,
     staging: Path,
     format: str | None,
+    approximate: Approximate | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Check the artifact in `source` against `base` and write its canonical form into `staging`.
+    """Check the artifact in `source` against `base` and write what is kept of it into `staging`.
 
-    `progress` is called with bytes done and bytes in all. Raises ArtifactError subclasses with
-    one sentence; what is in `staging` then means nothing.
+    That is the canonical form for the hot lane, the merge form for the merged one. `progress` is
+    called with bytes done and bytes in all. Raises ArtifactError subclasses with one sentence;
+    what is in `staging` then means nothing. With `approximate` a full fine-tune becomes a plain
+    LoRA of that rank; UsageError for what has no need of it.
     """
+    check_rank(approximate)
     raw = read_artifact(source, format)
     method, evidence = recognise(raw)
-    plan = _plan(method, evidence, raw, base)
+    plan: Plan
+    if approximate is not None:
+        extracting, progress = _two_parts(progress)
+        plan = approximated(raw, method, base, approximate, staging, extracting)
+    else:
+        plan = plan_artifact(raw, method, evidence, base)
+        _raise_first(plan.problems)
+        plan = compared(raw, method, base, plan)
     _raise_first(plan.problems)
-    advance = _advance(2 * sum(pair.size_bytes for pair in plan.pairs), progress)
-    proved = _prove(plan, base, advance)
-    write_canonical(proved, staging, advance)
-    from_trainer = raw.provenance
+    notes = _take(plan, base, staging, progress)
+    found, from_trainer = _facts(plan, base), raw.provenance
+    digest = source_sha256(from_trainer.files)
     return Manifest(
         format=raw.format,
         method=method_name(method, raw),
-        lane=Lane.HOT,
-        reasons=_hot_reasons(plan, base),
-        rank=max(pair.rank for pair in plan.pairs),
-        targets=leaf_names(pair.module.name for pair in plan.pairs),
-        parameters=sum(pair.parameters for pair in plan.pairs),
+        lane=found.lane,
+        reasons=found.reasons,
+        rank=found.rank,
+        targets=found.targets,
+        parameters=found.parameters,
         scale=plan.scale,
         base_digest=base.digest,
         base_by_trainer=from_trainer.base_by_trainer,
         trainer=from_trainer.trainer,
         trainer_version=from_trainer.trainer_version,
         source=str(source),
-        source_sha256=source_sha256(from_trainer.files),
-        notes=from_trainer.notes + plan.notes + _idle_note(proved),
+        source_sha256=digest,
+        notes=from_trainer.notes + plan.notes + notes,
+        approximation=_approximation(plan, digest),
+    )
+
+
+def _approximation(plan: Plan, extracted_from: str | None = None) -> Approximation | None:
+    found = plan.approximation if isinstance(plan, LoraPlan) else None
+    return found and found.model_copy(update={"extracted_from": extracted_from})
+
+
+def _take(
+    plan: Plan, base: BaseDescriptor, staging: Path, progress: Progress | None
+) -> tuple[str, ...]:
+    """Prove and write; notes about what was seen."""
+    if isinstance(plan, MergePlan):
+        size = sum(tensor.count * item_size(tensor.dtype) for tensor in plan.uses.values())
+        advance = _advance(2 * size, progress)
+        plan, notes = prove_merge(plan, base, advance)
+        write_stored(plan, staging, advance)
+        return notes
+    advance = _advance(2 * sum(pair.size_bytes for pair in plan.pairs), progress)
+    proved = prove_pairs(plan, base, advance)
+    write_canonical(proved, staging, advance)
+    return idle_note(proved)
+
+
+class _Facts(NamedTuple):
+    """What a right plan says of the artifact."""
+
+    lane: Lane
+    reasons: tuple[str, ...]
+    rank: int | None
+    targets: tuple[str, ...]
+    parameters: int
+
+
+def _facts(plan: Plan, base: BaseDescriptor) -> _Facts:
+    if isinstance(plan, MergePlan):
+        targets = leaf_names(edit.module for edit in plan.edits)
+        return _Facts(Lane.MERGED, (plan.reason, *plan.more), plan.rank, targets, plan.parameters)
+    return _Facts(
+        Lane.HOT,
+        hot_reasons(plan, base),
+        max(pair.rank for pair in plan.pairs),
+        leaf_names(pair.module.name for pair in plan.pairs),
+        sum(pair.parameters for pair in plan.pairs),
     )
 
 
 def examine(
-    source: Path, *, bases: Sequence[tuple[str, BaseDescriptor]], format: str | None
+    source: Path,
+    *,
+    bases: Sequence[tuple[str, BaseDescriptor]],
+    format: str | None,
+    approximate: Approximate | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
     """What the artifact is, which of `bases` it fits, how it would be served, what is wrong.
 
     Whatever is wrong with the artifact is in the answer's `problems`; nothing is raised for it.
+    With `approximate`, what a plain LoRA of that rank would keep, as in `take_in`.
     """
+    check_rank(approximate)
     try:
         raw = read_artifact(source, format)
     except ArtifactError as fault:
@@ -90,26 +161,40 @@ def examine(
     if not bases:
         why = "there is no base to check it against; add one with 'adapterctl base add'"
         return _inspection(raw, method, problems=(why,))
-    return _best_fit(raw, method, evidence, bases)
+    return _best_fit(raw, method, evidence, bases, approximate, progress)
 
 
 def _best_fit(
-    raw: RawAdapter, method: Method, evidence: str, bases: Sequence[tuple[str, BaseDescriptor]]
+    raw: RawAdapter,
+    method: Method,
+    evidence: str,
+    bases: Sequence[tuple[str, BaseDescriptor]],
+    approximate: Approximate | None,
+    progress: Progress | None,
 ) -> Inspection:
     """Examine against every base and answer for the one that fits (or comes nearest)."""
-    plans: list[tuple[str, BaseDescriptor, LoraPlan]] = []
+    plans: list[tuple[str, BaseDescriptor, Plan]] = []
     for name, base in bases:
         try:
-            plans.append((name, base, _plan(method, evidence, raw, base)))
+            plans.append((name, base, plan_artifact(raw, method, evidence, base)))
         except ArtifactError as fault:
             return _inspection(raw, method, problems=(fault.message,))
     hint = raw.provenance.base_by_trainer
     name, base, plan = min(
-        plans, key=lambda item: (len(item[2].problems), not _same_model(item[0], hint))
+        plans,
+        key=lambda item: (
+            len(item[2].problems),
+            not _same_model(item[0], hint),
+            isinstance(item[2], MergePlan),
+        ),
     )
-    faults = plan.problems or _value_faults(plan, base)
+    if approximate is not None and not plan.problems:
+        hear = progress or _ignore
+        plan = approximated(raw, method, base, approximate, None, hear)
+    plan, faults = _value_faults(raw, method, base, plan)
+    facts = None if faults else _facts(plan, base)
     fits = [other for other, _, its in plans if not its.problems]
-    reasons = [] if faults else list(_hot_reasons(plan, base))
+    reasons = list(facts.reasons) if facts is not None else []
     if len(fits) > 1:
         reasons.append(f"its shapes also fit: {', '.join(n for n in fits if n != name)}")
     if not _same_model(name, hint) and any(_same_model(other, hint) for other, _ in bases):
@@ -118,38 +203,37 @@ def _best_fit(
         raw,
         method,
         base=name if not plan.problems or len(bases) == 1 else None,
-        lane=_lane(faults),
+        lane=facts.lane if facts is not None else _lane_of(faults),
         reasons=tuple(reasons),
         problems=tuple(fault.message for fault in faults),
-        pairs=plan.pairs,
+        plan=plan,
     )
 
 
-def _hot_reasons(plan: LoraPlan, base: BaseDescriptor) -> tuple[str, ...]:
-    """Why it is hot; and what a high rank costs, since every slot has the engine's maximum rank."""
-    rank = max(pair.rank for pair in plan.pairs)
-    if rank <= USUAL_RANK:
-        return (plan.reason,)
-    item = 4 if base.dtype == "float32" else 2
-    sizes = sum(pair.module.in_features + pair.module.out_features for pair in plan.pairs)
-    cost = f"{rank * sizes * item / (1 << 20):,.1f} MiB"
-    return (
-        plan.reason,
-        f"its rank {rank} needs an engine of at least that maximum rank, which then allocates it "
-        f"in every slot: {cost} a slot for these modules",
-    )
+def _value_faults(
+    raw: RawAdapter, method: Method, base: BaseDescriptor, plan: Plan
+) -> tuple[Plan, tuple[ArtifactError, ...]]:
+    """The plan in the end, and what is wrong with it: by headers, else by its values."""
+    try:
+        plan = plan if plan.problems else compared(raw, method, base, plan)
+        if plan.problems:
+            return plan, plan.problems
+        if isinstance(plan, LoraPlan):
+            return plan, pair_faults(plan, base)
+        prove_merge(plan, base, lambda count: None)
+    except ArtifactError as fault:
+        return plan, (fault,)
+    return plan, ()
+
+
+def _lane_of(faults: Sequence[ArtifactError]) -> Lane | None:
+    """Merged if all that is wrong is that no plain LoRA expresses it, which is not merged yet."""
+    return Lane.MERGED if all(isinstance(f, NotHotServable) for f in faults) else None
 
 
 def _same_model(name: str, hint: str | None) -> bool:
     """Does the trainer's `base_model_name_or_path` end in this base's name?"""
     return hint is not None and hint.rstrip("/").rpartition("/")[2].lower() == name.lower()
-
-
-def _lane(faults: Sequence[ArtifactError]) -> Lane | None:
-    """Hot without a fault, merged if all that is wrong is that no plain LoRA expresses it."""
-    if not faults:
-        return Lane.HOT
-    return Lane.MERGED if all(isinstance(f, NotHotServable) for f in faults) else None
 
 
 def _inspection(
@@ -160,10 +244,17 @@ def _inspection(
     lane: Lane | None = None,
     reasons: tuple[str, ...] = (),
     problems: tuple[str, ...] = (),
-    pairs: Sequence[LoraPair] = (),
+    plan: Plan | None = None,
 ) -> Inspection:
+    approximation = _approximation(plan) if plan is not None else None
     declared = raw.config.get("r") if raw is not None else None
-    rank = max((pair.rank for pair in pairs), default=declared if type(declared) is int else None)
+    rank = declared if type(declared) is int else None
+    targets: tuple[str, ...] = ()
+    if isinstance(plan, MergePlan):
+        rank, targets = plan.rank, leaf_names(edit.module for edit in plan.edits)
+    elif plan is not None:
+        rank = max((pair.rank for pair in plan.pairs), default=rank)
+        targets = leaf_names(pair.module.name for pair in plan.pairs)
     return Inspection(
         format=raw.format if raw is not None else None,
         method=method_name(method, raw) if method is not None and raw is not None else None,
@@ -172,24 +263,12 @@ def _inspection(
         lane=lane,
         reasons=reasons,
         problems=problems,
-        targets=leaf_names(pair.module.name for pair in pairs),
+        targets=targets,
         base_by_trainer=raw.provenance.base_by_trainer if raw is not None else None,
         trainer=raw.provenance.trainer if raw is not None else None,
+        approximate=approximation is not None,
+        approximation=approximation,
     )
-
-
-def _plan(method: Method, evidence: str, raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
-    refusal = refusal_of(method, evidence, raw)
-    if refusal is not None:
-        raise refusal
-    assert method.to_lora is not None, "a row of METHODS has either a refusal or a plan"
-    if raw.for_base is not None:
-        try:
-            raw = raw.for_base(base)
-        except ArtifactError as fault:
-            # Of this base only: another may fit.
-            return LoraPlan(pairs=(), scale="", problems=(fault,), notes=())
-    return method.to_lora(raw, base)
 
 
 def _raise_first(problems: Sequence[ArtifactError]) -> None:
@@ -202,60 +281,21 @@ def _raise_first(problems: Sequence[ArtifactError]) -> None:
     raise type(first)(f"{first.message}; 'adapterctl inspect' lists {faults}")
 
 
-def _prove(
-    plan: LoraPlan, base: BaseDescriptor, advance: Callable[[int], None]
-) -> list[ProvedPair]:
-    """Read every value once; raises the first thing that is wrong.
-
-    Up to HOLD_BYTES of what was read stay in memory for writing; the rest is read again then.
-    """
-    for compare in plan.copies:
-        compare()
-    proved: list[ProvedPair] = []
-    held = 0
-    for pair in plan.pairs:
-        proof = prove(pair, base.dtype)
-        held += proof.size_bytes
-        proved.append(keep(pair, proof, hold=held <= HOLD_BYTES))
-        advance(pair.size_bytes)
-    if not any(item.effective for item in proved):
-        raise DamagedArtifact(_no_effect(plan))
-    return proved
+def _ignore(done: int, total: int) -> None:
+    pass
 
 
-def _no_effect(plan: LoraPlan) -> str:
-    return (
-        f"every lora_B (or lora_A) is zero, '{plan.pairs[0].b_name}' for one: the adapter was "
-        "saved before training, or its updates are too small for the base's dtype, so it would "
-        "answer exactly as the base"
-    )
+def _two_parts(progress: Progress | None) -> tuple[Progress, Progress]:
+    """One bar for work in two parts: the first takes nine tenths of it."""
+    hear = progress or _ignore
 
+    def first(done: int, total: int) -> None:
+        hear(9 * done, 10 * total)
 
-def _value_faults(plan: LoraPlan, base: BaseDescriptor) -> tuple[ArtifactError, ...]:
-    """What reading the values shows, each kind once."""
-    findings = Findings()
-    for compare in plan.copies:
-        try:
-            compare()
-        except ArtifactError as fault:
-            findings.add("copy", fault)
-    effective = False
-    for pair in plan.pairs:
-        try:
-            effective = prove(pair, base.dtype).effective or effective
-        except ArtifactError as fault:
-            effective = True
-            findings.add("values", fault)
-    if not effective:
-        findings.add("no effect", DamagedArtifact(_no_effect(plan)))
-    return findings.errors()
+    def second(done: int, total: int) -> None:
+        hear(9 * total + done, 10 * total)
 
-
-def _idle_note(proved: Sequence[ProvedPair]) -> tuple[str, ...]:
-    idle = [item.pair.module.name for item in proved if not item.effective]
-    if not idle:
-        return ()
-    return (f"{len(idle)} of {len(proved)} pairs have no effect (zero), '{idle[0]}' for one",)
+    return first, second
 
 
 def _advance(total: int, progress: Progress | None) -> Callable[[int], None]:

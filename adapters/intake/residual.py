@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.bases.weights import BaseWeights
-from adapters.errors import NotHotServable
+from adapters.errors import ArtifactError, NotHotServable
 from adapters.intake import tensors
+from adapters.intake.findings import Findings
 from adapters.intake.lora import LoraPair, LoraPlan, plan_lora
 from adapters.intake.peft_config import MAX_RANK, parse_settings
 from adapters.intake.raw import RawAdapter
@@ -50,7 +51,7 @@ def plan_residual(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     refusal = _refusal(_TITLES[init], plan, base)
     if plan.problems or refusal is not None:
         problems = plan.problems if refusal is None else (*plan.problems, NotHotServable(refusal))
-        return replace(plan, problems=problems)
+        return replace(plan, problems=problems, uses={})
     assert base.directory is not None, "refused above"
     scales = parse_settings(raw.config).scales([pair.module.name for pair in plan.pairs])
     # PiSSA's factors are divided by the scale, OLoRA's are not.
@@ -61,6 +62,7 @@ def plan_residual(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
     return replace(
         plan,
         pairs=tuple(_extended(pair, taken_out) for pair in plan.pairs),
+        problems=_too_high(_TITLES[init], plan),
         reason=f"what {_TITLES[init]} took out of the base is computed from the base's weights and "
         "subtracted, which makes it plain LoRA of twice the rank",
     )
@@ -73,12 +75,24 @@ def _refusal(title: str, plan: LoraPlan, base: BaseDescriptor) -> str | None:
         # A tied head is the embedding too, and Conv1D lies the other way round.
         if pair.module.kind != "linear" or pair.module.name.rpartition(".")[2] == "lm_head":
             return f"'{pair.a_name}': {title} is undone for inner linear layers only; {_SAVE}"
-        if 2 * pair.rank > MAX_RANK:
-            return (
-                f"on the original base the {title} of '{pair.module.name}' needs rank "
-                f"{2 * pair.rank}; engines take ranks up to {MAX_RANK}; {_SAVE}"
-            )
+        least = min(pair.module.in_features, pair.module.out_features)
+        if pair.rank > least:
+            return f"'{pair.a_name}' has rank {pair.rank}: {title} takes no more than {least} there"
     return None
+
+
+def _too_high(title: str, plan: LoraPlan) -> tuple[ArtifactError, ...]:
+    findings = Findings()
+    for pair in plan.pairs:
+        if 2 * pair.rank > MAX_RANK:
+            findings.add(
+                "rank",
+                NotHotServable(
+                    f"on the original base the {title} of '{pair.module.name}' needs rank "
+                    f"{2 * pair.rank}; engines take ranks up to {MAX_RANK}"
+                ),
+            )
+    return findings.errors()
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from adapters.errors import (
     DamagedArtifact,
     InvalidConfig,
     NotHotServable,
+    NotServable,
 )
 from adapters.intake import tensors
 from adapters.intake.findings import Findings
 from adapters.intake.frozen_copies import check_copies
 from adapters.intake.lora import FLOATS, LoraPair, LoraPlan, check_targets, load_finite, not_hot
-from adapters.intake.mapping import ModuleIndex, strip_prefix
+from adapters.intake.mapping import ModuleIndex, stored_name, strip_prefix
 from adapters.intake.peft_config import MAX_RANK, LoraSettings
 from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.models import BaseDescriptor, ModuleSpec
@@ -32,7 +33,6 @@ from adapters.models import BaseDescriptor, ModuleSpec
 if TYPE_CHECKING:
     import torch
 
-MERGE = "merge the adapter into the base and serve the result"
 # Any tuner's tensors, to tell a config of one tuner with another's tensors.
 _TUNER_TENSOR = re.compile(
     r"\.(lora_|hada_|lokr_|p?vera_|ia3_l|oft_|boft_|miss_|hra_u|delora_|vblora_|gralora_|c3a_)"
@@ -112,6 +112,9 @@ def plan_rewriting(raw: RawAdapter, base: BaseDescriptor, tuner: Tuner) -> LoraP
         problems=findings.errors(),
         notes=tuple(notes),
         copies=copies,
+        uses={stored_name(name): raw.tensors[name] for name in raw.tensors if name not in others}
+        if len(copies) == len(others)
+        else {},
         reason=f"{tuner.title}'s change is a low-rank product, rewritten exactly as plain LoRA",
     )
 
@@ -172,10 +175,10 @@ def _unknown(name: str, module: str, index: ModuleIndex) -> BaseMismatch:
     )
 
 
-def _wrong_kind(name: str, spec: ModuleSpec, tuner: Tuner) -> NotHotServable:
-    return NotHotServable(
+def _wrong_kind(name: str, spec: ModuleSpec, tuner: Tuner) -> NotServable:
+    return NotServable(
         f"tensor '{name}': '{spec.name}' of the base is of the kind {spec.kind}, for which "
-        f"{tuner.title} is not rewritten; {MERGE}"
+        f"{tuner.title} is not supported"
     )
 
 
@@ -199,7 +202,10 @@ def _check(
     base: BaseDescriptor,
     findings: Findings,
 ) -> bool:
-    """Are all of the module's tensors there, no other, each as it must be?"""
+    """Are all of the module's tensors there, no other, each as it must be?
+
+    True also for what is right and only not hot.
+    """
     some = next(iter(parts.values()))
     extra = [part for part in parts if part not in rewrite.shapes]
     missing = [part for part in rewrite.shapes if part not in parts]
@@ -227,20 +233,21 @@ def _check(
     for part, shape in rewrite.shapes.items():
         if part in parts and (fault := check_tensor(parts[part], shape, spec)) is not None:
             faults.append((f"{part} {type(fault).__name__}", fault))
-    reason = not_hot(spec, base)
-    if reason is not None:
-        faults.append((f"not hot {spec.name}", NotHotServable(f"'{some.name}': {reason}; {MERGE}")))
-    if rewrite.rank > MAX_RANK:
-        faults.append(("rank", _too_high(spec, rewrite.rank)))
     for kind, fault in faults:
         findings.add(kind, fault)
+    reason = not_hot(spec, base)
+    if reason is not None:
+        leaf = spec.name.rpartition(".")[2]
+        findings.add(f"not hot {leaf}", NotHotServable(f"'{some.name}': {reason}"))
+    if rewrite.rank > MAX_RANK:
+        findings.add("rank", _too_high(spec, rewrite.rank))
     return not faults
 
 
 def _too_high(spec: ModuleSpec, rank: int) -> NotHotServable:
     return NotHotServable(
         f"as plain LoRA the change of '{spec.name}' needs rank {rank}; engines take ranks up to "
-        f"{MAX_RANK}; {MERGE}"
+        f"{MAX_RANK}"
     )
 
 

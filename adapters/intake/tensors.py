@@ -238,6 +238,15 @@ def stored(values: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return values.to(torch.float32).contiguous()
 
 
+def computed_in(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in the dtype in which a merge computes: fp32, or fp64 for fp64."""
+    return tensor if tensor.dtype is torch.float64 else tensor.to(torch.float32)
+
+
+def equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.equal(first, second)
+
+
 def identity(size: int) -> torch.Tensor:
     return torch.eye(size, dtype=torch.float64)
 

@@ -50,7 +50,10 @@ def plan_vblora(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
         rewrite=partial(_rewrite, settings.rank, count, length, topk, bank),
     )
     plan = plan_rewriting(replace(raw, tensors=own), base, tuner)
-    return plan if fault is None else replace(plan, problems=(*plan.problems, fault))
+    if fault is not None:
+        return replace(plan, problems=(*plan.problems, fault))
+    uses = {**plan.uses, f"base_model.{_BANK}": banks[0]}
+    return replace(plan, uses=uses if plan.uses else {})
 
 
 def _is_bank(name: str) -> bool:

@@ -52,7 +52,8 @@ def plan_vera(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
         kinds=_KINDS,
     )
     plan = plan_rewriting(replace(raw, tensors=own), base, tuner)
-    return replace(plan, problems=plan.problems + faults)
+    uses = {**plan.uses, **{f"base_model.{name}": shared[name] for name in shared}}
+    return replace(plan, problems=plan.problems + faults, uses=uses if plan.uses else {})
 
 
 def _rewrite(rank: int, shared: _Projections, spec: ModuleSpec) -> Rewrite:

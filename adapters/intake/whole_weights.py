@@ -78,9 +78,12 @@ def _plan(
         config=_stored_config(tune.config),
         problems=problems,
         notes=tuple(notes),
-        reason=f"a full fine-tune: {len(changed)} of the {len(tune.parts)} parameters it holds "
-        f"differ from the base ({values:,} values) and replace them; --approximate auto extracts "
-        "a plain LoRA for the hot lane and says what that loses",
+        reason="it replaces whole weights of the base",
+        more=(
+            f"{len(changed)} of the {len(tune.parts)} parameters it holds differ from the base "
+            f"({values:,} values); --approximate auto extracts a plain LoRA for the hot lane "
+            "instead, and says what that loses",
+        ),
         scale="whole weights",
         base_config=dict(tune.config),
         files=tune.files,

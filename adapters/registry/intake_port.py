@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from adapters.models import BaseDescriptor, Inspection, Manifest
+from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest
 from adapters.registry.heavy_import import interrupt_deferred
 
 Progress = Callable[[int, int], None]
@@ -26,6 +26,8 @@ class IntakeProtocol(Protocol):
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         """Faults of the artifact become `problems`."""
 
@@ -37,6 +39,7 @@ class IntakeProtocol(Protocol):
         staging: Path,
         format: str | None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         """Writes the canonical files into `staging`; raises ArtifactError."""
 
@@ -56,12 +59,16 @@ class TensorIntake:
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         """See IntakeProtocol."""
         with interrupt_deferred():
             from adapters.intake.pipeline import examine
 
-        return examine(source, bases=bases, format=format)
+        return examine(
+            source, bases=bases, format=format, approximate=approximate, progress=progress
+        )
 
     def take_in(
         self,
@@ -71,9 +78,17 @@ class TensorIntake:
         staging: Path,
         format: str | None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         """See IntakeProtocol."""
         with interrupt_deferred():
             from adapters.intake.pipeline import take_in
 
-        return take_in(source, base=base, staging=staging, format=format, progress=progress)
+        return take_in(
+            source,
+            base=base,
+            staging=staging,
+            format=format,
+            progress=progress,
+            approximate=approximate,
+        )

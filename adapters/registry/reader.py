@@ -28,7 +28,9 @@ from adapters.registry.revisions import HEAD, REVISIONS
 
 _VERSIONS = """
     SELECT a.name, v.number, v.digest, b.name, b.digest, v.format, v.method, v.lane, v.rank,
-           v.size_bytes, v.registered_at
+           v.size_bytes, v.registered_at,
+           CASE WHEN v.lane <> 'hot' AND json_valid(v.manifest)
+                THEN json_extract(v.manifest, '$.reasons[0]') END
     FROM versions v JOIN adapters a ON a.id = v.adapter_id JOIN bases b ON b.id = v.base_id
 """
 _TAGS = """
@@ -269,7 +271,7 @@ def integrity_problems(connection: sqlite3.Connection) -> list[str]:
     return found
 
 
-def _version(row: tuple[str, int, str, str, str, str, str, str, int, int, str]) -> VersionRecord:
+def _version(row: tuple[Any, ...]) -> VersionRecord:
     return VersionRecord.model_construct(
         adapter=row[0],
         number=row[1],
@@ -282,6 +284,7 @@ def _version(row: tuple[str, int, str, str, str, str, str, str, int, int, str]) 
         rank=row[8],
         size_bytes=row[9],
         registered_at=datetime.fromisoformat(row[10]),
+        reason=row[11],
     )
 
 

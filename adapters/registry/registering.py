@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AlreadyExists, BaseNotFound
-from adapters.models import BaseDescriptor, Inspection, Manifest, Registered
+from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
@@ -35,6 +35,7 @@ def register(
     format: str | None,
     dry_run: bool,
     policy: Policy,
+    approximate: Approximate | None,
     actor: str,
     on_step: OnStep | None,
     progress: Progress | None,
@@ -53,7 +54,12 @@ def register(
         tell("write")
         with full_disk(layout.root), told_as(source, local):
             manifest = intake.take_in(
-                local, base=descriptor, staging=staging.files, format=format, progress=progress
+                local,
+                base=descriptor,
+                staging=staging.files,
+                format=format,
+                progress=progress,
+                approximate=approximate,
             )
         if remote:
             manifest = manifest.model_copy(update={"source": source.shown})
@@ -76,17 +82,26 @@ def inspect(
     bases: Sequence[tuple[str, BaseDescriptor]],
     format: str | None,
     policy: Policy,
+    approximate: Approximate | None,
     on_step: OnStep | None,
     progress: Progress | None,
 ) -> Inspection:
     """See `Catalog.inspect`. Stages only what has to be fetched: a directory needs no writing."""
     if not needs_place(source):
-        return intake.examine(Path(source.text), bases=bases, format=format)
+        return intake.examine(
+            Path(source.text),
+            bases=bases,
+            format=format,
+            approximate=approximate,
+            progress=progress,
+        )
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
         local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("read")
-        found = intake.examine(local, bases=bases, format=format)
+        found = intake.examine(
+            local, bases=bases, format=format, approximate=approximate, progress=progress
+        )
         problems = tuple(rename(problem, source, local) for problem in found.problems)
         reasons = tuple(rename(reason, source, local) for reason in found.reasons)
         return found.model_copy(update={"problems": problems, "reasons": reasons})
@@ -192,4 +207,5 @@ def _registered(
         base=base,
         tags=tuple(sorted(tags)),
         created=created,
+        approximate=manifest.approximation is not None,
     )

@@ -67,7 +67,7 @@ versions = Table(
     Column("format", String, nullable=False),
     Column("method", String, nullable=False),
     Column("lane", String, nullable=False),
-    Column("rank", Integer, nullable=False),
+    Column("rank", Integer),  # NULL where the method has nothing like one
     Column("size_bytes", Integer, nullable=False),
     Column("manifest", Text, nullable=False),  # Manifest as JSON
     Column("registered_at", String, nullable=False),

@@ -63,7 +63,7 @@ def add_version(
     version = find_digest(connection, adapter, digest)
     created = version is None
     if version is None:
-        values: dict[str, str | int] = {
+        values: dict[str, str | int | None] = {
             "digest": digest,
             "base_id": base_row.id,
             "format": manifest.format,
@@ -135,7 +135,7 @@ def _add_adapter(connection: Connection, name: str) -> AdapterRow:
 
 
 def _add_version(
-    connection: Connection, adapter: AdapterRow, values: dict[str, str | int]
+    connection: Connection, adapter: AdapterRow, values: dict[str, str | int | None]
 ) -> VersionRow:
     number = next_number(connection, adapter.name)
     connection.execute(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     BaseRecord,
     Inspection,
     Manifest,
@@ -70,6 +71,7 @@ class Backend(Protocol):
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
     ) -> Registered:
         """Check an artifact and make it a version; with `dry_run` only check it."""
 
@@ -81,6 +83,7 @@ class Backend(Protocol):
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
     ) -> Inspection:
         """What the artifact is; registers nothing."""
 

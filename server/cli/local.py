@@ -11,6 +11,7 @@ from typing import Any
 from adapters.catalog import Catalog
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     BaseRecord,
     Inspection,
     Manifest,
@@ -72,6 +73,7 @@ class LocalBackend:
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
     ) -> Registered:
         return self._catalog.register(
             source,
@@ -81,6 +83,7 @@ class LocalBackend:
             format=format,
             dry_run=dry_run,
             allow_private_urls=allow_private_urls,
+            approximate=approximate,
             actor=self._actor,
             on_step=lambda step: _tell(watch, step),
             progress=watch.progress,
@@ -94,6 +97,7 @@ class LocalBackend:
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
     ) -> Inspection:
         watch.step(f"reading {public_form(source)}")
         return self._catalog.inspect(
@@ -101,6 +105,7 @@ class LocalBackend:
             format=format,
             base=base,
             allow_private_urls=allow_private_urls,
+            approximate=approximate,
             on_step=lambda step: _tell(watch, step),
             progress=watch.progress,
         )

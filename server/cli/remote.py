@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from adapters.errors import InvalidReference, ServerUnreachable, UsageError
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     BaseRecord,
     Inspection,
     Manifest,
@@ -66,6 +67,7 @@ class RemoteBackend:
         dry_run: bool,
         watch: Watch,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
     ) -> Registered:
         _servers_choice(allow_private_urls)
         body = {
@@ -75,6 +77,7 @@ class RemoteBackend:
             "tag": tag,
             "format": format,
             "dry_run": dry_run,
+            "approximate": approximate,
         }
         return self._work("/adapters", body, Registered, watch)
 
@@ -86,9 +89,15 @@ class RemoteBackend:
         base: str | None,
         watch: Watch,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
     ) -> Inspection:
         _servers_choice(allow_private_urls)
-        body = {"source": completed_source(source), "format": format, "base": base}
+        body = {
+            "source": completed_source(source),
+            "format": format,
+            "base": base,
+            "approximate": approximate,
+        }
         return self._work("/inspect", body, Inspection, watch)
 
     def adapters(self) -> list[AdapterRecord]:

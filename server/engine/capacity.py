@@ -49,7 +49,7 @@ def plan_capacity(settings: ServeSettings, versions: list[VersionRecord]) -> Cap
     vLLM's own default keeps no more adapters than there are slots and reads the others from
     disk again and again; one that is read again is a wait for everybody in the batch.
     """
-    ranks = [version.rank for version in versions]
+    ranks = [version.rank for version in versions if version.rank is not None]
     max_rank = settings.max_rank or max([DEFAULT_RANK, *ranks])
     if settings.cpu_adapters is not None:
         resident = settings.cpu_adapters

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from adapters.models import AdapterRecord, Frozen, Manifest, VersionRecord
+from adapters.models import AdapterRecord, Approximate, Frozen, Manifest, VersionRecord
 
 if TYPE_CHECKING:
     from adapters.store.gc import GcReport
@@ -40,6 +40,7 @@ class RegisterRequest(Frozen):
     tag: str | None = None
     format: str | None = None
     dry_run: bool = False
+    approximate: Approximate | None = None
 
 
 class InspectRequest(Frozen):
@@ -48,6 +49,7 @@ class InspectRequest(Frozen):
     source: str
     format: str | None = None
     base: str | None = None
+    approximate: Approximate | None = None
 
 
 class TagRequest(Frozen):

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from adapters.models import AdapterRecord, BaseRecord, VersionRecord
-from server.gateway.state import GatewayState
+from adapters.models import AdapterRecord, BaseRecord, Lane, VersionRecord
+from server.gateway.state import GatewayState, check_deployed
 
 
 def models_router(state: GatewayState) -> APIRouter:
@@ -28,6 +28,7 @@ def models_router(state: GatewayState) -> APIRouter:
         resolved = snapshot.resolve(reference)
         if resolved.version is None:
             return _base(resolved.base)
+        check_deployed(reference, resolved.version)
         tags = snapshot.adapters[resolved.version.adapter].tags
         return _version(reference, resolved.version, tags)
 
@@ -57,7 +58,7 @@ def _entries(state: GatewayState, adapter: AdapterRecord) -> list[dict[str, Any]
     names += [(f"{adapter.name}:{tag}", number) for tag, number in sorted(adapter.tags.items())]
     for name, number in names:
         version = adapter.versions[number]
-        if version.base_digest == state.base.digest:
+        if version.base_digest == state.base.digest and version.lane is Lane.HOT:
             entries.append(_version(name, version, adapter.tags))
     return entries
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch
-from adapters.models import BaseRecord, Lane
+from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch, NotDeployed
+from adapters.models import BaseRecord, Lane, VersionRecord
 from adapters.registry.snapshot import Resolved, Snapshot
 from adapters.store.layout import engine_name
 from server.engine.engines import Engine
@@ -68,18 +68,27 @@ def target_of(state: GatewayState, resolved: Resolved) -> Target:
 def _check_loadable(state: GatewayState, resolved: Resolved) -> None:
     version = resolved.version
     assert version is not None
-    if version.lane is not Lane.HOT:
+    check_deployed(resolved.reference, version)
+    capacity, rank = state.engine.capacity, version.rank or 0
+    if capacity is not None and rank > capacity.max_rank:
         raise AdapterNotLoadable(
-            f"'{resolved.reference}' is for the merged lane, which this server does not serve",
-            param="model",
-        )
-    capacity = state.engine.capacity
-    if capacity is not None and version.rank > capacity.max_rank:
-        raise AdapterNotLoadable(
-            f"'{resolved.reference}' has rank {version.rank}, the running engine holds ranks up to "
+            f"'{resolved.reference}' has rank {rank}, the running engine holds ranks up to "
             f"{capacity.max_rank}: restart the server, it sizes the engine by the registry",
             param="model",
         )
+
+
+def check_deployed(reference: str, version: VersionRecord) -> None:
+    """Raises NotDeployed for a version that the base's engine can never answer."""
+    if version.lane is Lane.HOT:
+        return
+    why = version.reason or "it cannot be swapped in per request"
+    raise NotDeployed(
+        f"'{reference}' is {version.adapter}:{version.label}, which only an engine of its own can "
+        f"serve (lane {version.lane}: {why}), and this server starts none: ask for a version of "
+        "the hot lane, or merge it with its trainer's tools and serve the result as a base",
+        param="model",
+    )
 
 
 def _other_base(state: GatewayState, resolved: Resolved) -> AdapterctlError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-from adapters.errors import AdapterctlError, StoreDamaged, VersionNotFound
+from adapters.errors import AdapterctlError, NotDeployed, StoreDamaged, VersionNotFound
 from adapters.store.layout import StoreLayout, digest_of_engine_name
 from adapters.store.leases import EngineLease
 
@@ -76,7 +76,7 @@ class StoreResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is untyped here
         for path in (directory, weights.resolve(strict=True), config.resolve(strict=True)):
             if not path.is_relative_to(root):
                 raise StoreDamaged(f"{path} lies outside the store")
-        check_weights_size(weights)
+        check_weights(weights)
         check_config(config)
         return directory
 
@@ -98,8 +98,11 @@ class StoreResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is untyped here
                 self._lease = None
 
 
-def check_weights_size(path: Path) -> None:
+def check_weights(path: Path) -> None:
     """Raises StoreDamaged unless the file is as long as its own safetensors header says.
+
+    Raises NotDeployed for what the merged lane keeps: vLLM would take some of it for a plain LoRA
+    and answer wrongly.
 
     A truncated file kills the engine when vLLM reads it again in the middle of a step. Layout of
     the format: 8 bytes little-endian header length, the JSON header, then the data that the
@@ -115,10 +118,13 @@ def check_weights_size(path: Path) -> None:
         header = json.loads(text)
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         expected = 8 + length + max(ends)
+        lane = header.get("__metadata__", {}).get("lane", "hot")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise StoreDamaged(f"{path} has no valid safetensors header") from None
     if size != expected:
         raise StoreDamaged(f"{path} is damaged: {size} bytes, its header says {expected}")
+    if lane != "hot":
+        raise NotDeployed(f"it is for the lane {lane}, not to be swapped in")
 
 
 def check_config(path: Path) -> None:

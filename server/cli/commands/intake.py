@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from adapters.models import Inspection, Registered
+from adapters.models import Approximate, Inspection, Registered
 from server.cli.backend import Watch
 from server.cli.complete import adapter_names, base_names
 from server.cli.options import Command
-from server.cli.output import clean, emit_json, fields, progress, say, short_digest, style
+from server.cli.output import (
+    clean,
+    emit_json,
+    fields,
+    lane_text,
+    progress,
+    say,
+    short_digest,
+    style,
+)
 from server.cli.session import Session, pass_session
 
 _SOURCE = click.argument("source", metavar="SOURCE", type=click.Path())
@@ -19,6 +30,32 @@ _PRIVATE = click.option(
 )
 _FORMAT = click.option(
     "--format", metavar="F", help="What the artifact is; by default found out from its files."
+)
+
+
+class _Rank(click.ParamType):
+    """A rank or `auto`."""
+
+    name = "rank"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Approximate:
+        """Whether an engine takes the rank is for the intake to say."""
+        if value == "auto":
+            return "auto"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a rank nor auto", param, ctx)
+
+
+_APPROXIMATE = click.option(
+    "--approximate",
+    type=_Rank(),
+    metavar="RANK|auto",
+    help="Make a plain LoRA of this rank out of a full fine-tune, for the hot lane: an "
+    "approximation, whose error is reported. auto: of each module what stands above rounding.",
 )
 
 
@@ -42,6 +79,7 @@ _FORMAT = click.option(
 @_FORMAT
 @click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
 @_PRIVATE
+@_APPROXIMATE
 @pass_session
 def register(
     session: Session,
@@ -52,6 +90,7 @@ def register(
     format: str | None,
     dry_run: bool,
     allow_private_urls: bool,
+    approximate: Approximate | None,
 ) -> None:
     """Check the artifact SOURCE tensor by tensor against BASE and make it a version of NAME.
 
@@ -70,6 +109,7 @@ def register(
                 dry_run=dry_run,
                 watch=Watch(shown.step, shown.advance),
                 allow_private_urls=allow_private_urls,
+                approximate=approximate,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -91,6 +131,7 @@ def register(
 )
 @_FORMAT
 @_PRIVATE
+@_APPROXIMATE
 @pass_session
 def inspect(
     session: Session,
@@ -98,6 +139,7 @@ def inspect(
     base: str | None,
     format: str | None,
     allow_private_urls: bool,
+    approximate: Approximate | None,
 ) -> None:
     """Say what the artifact SOURCE is, how it would be served and what is wrong with it.
 
@@ -111,6 +153,7 @@ def inspect(
             base=base,
             watch=Watch(shown.step, shown.advance),
             allow_private_urls=allow_private_urls,
+            approximate=approximate,
         )
     if session.json:
         emit_json(found.model_dump(mode="json"))
@@ -131,8 +174,9 @@ def _say_registered(registered: Registered, *, dry_run: bool) -> None:
             ("digest", short_digest(registered.digest)),
             ("base", registered.base),
             ("format", registered.format),
-            ("method", f"{registered.method}, rank {registered.rank}"),
-            ("lane", registered.lane),
+            ("method", registered.method),
+            ("rank", "-" if registered.rank is None else str(registered.rank)),
+            ("lane", lane_text(registered.lane, approximate=registered.approximate)),
             ("tags", ", ".join(registered.tags) or "-"),
             *(("reason", reason) for reason in registered.reasons),
         ]
@@ -149,7 +193,7 @@ def _say_inspection(found: Inspection) -> None:
             ("trained on", found.base_by_trainer or "-"),
             ("trainer", found.trainer or "-"),
             ("targets", ", ".join(found.targets) or "-"),
-            ("lane", found.lane or "-"),
+            ("lane", lane_text(found.lane or "-", approximate=found.approximate)),
             *(("reason", reason) for reason in found.reasons),
         ]
     )

@@ -93,7 +93,7 @@ def _largest(base: BaseDescriptor) -> tuple[int, int]:
     return max(s.in_features for s in specs), max(s.out_features for s in specs)
 
 
-def _loha(rank: int) -> Right:
+def loha(rank: int) -> Right:
     return Right(
         {"peft_type": "LOHA", "r": rank, "alpha": 6},
         lambda spec: {
@@ -119,7 +119,7 @@ RIGHT: dict[str, Right] = {
         lambda spec: {"vera_lambda_b": (spec.out_features,), "vera_lambda_d": (4,)},
         lambda base: {"vera_A": (4, _largest(base)[0]), "vera_B": (_largest(base)[1], 4)},
     ),
-    "loha": _loha(3),
+    "loha": loha(3),
     "lokr": Right(
         {"peft_type": "LOKR", "r": 2, "alpha": 6, "decompose_factor": 2},
         lambda spec: {
@@ -286,7 +286,6 @@ BAD_TUNERS: dict[str, Bad] = {
     "vera-projection-of-text": Bad(
         _VERA.config_with(save_projection="yes"), InvalidConfig, ("true or false",)
     ),
-    "loha-rank-23": Bad(_loha(23).write, NotHotServable, ("needs rank 529", "up to 512")),
     "loha-convolution": Bad(
         _LOHA.extra("hada_t1", 3, 3, 1, 1), InvalidConfig, ("hada_t1", "contradict")
     ),

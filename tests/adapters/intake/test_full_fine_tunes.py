@@ -50,8 +50,8 @@ def test_what_equals_the_base_is_left_out(bases: Bases, tmp_path: Path) -> None:
         *("gate_proj", "up_proj", "down_proj"),
     }
     assert set(plan.uses) == {f"base_model.model.{edit.parameter}" for edit in plan.edits}
-    assert "14 of the 25 parameters" in plan.reason
-    assert "--approximate auto" in plan.reason
+    assert "14 of the 25 parameters" in plan.more[0]
+    assert "--approximate auto" in plan.more[0]
     assert torch.equal(logits(merged(path, plan)), logits(load(tmp_path / "tuned")))
 
 

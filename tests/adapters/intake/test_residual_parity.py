@@ -100,7 +100,7 @@ def test_another_base_in_the_directory_is_told(bases: Bases, tmp_path: Path) -> 
     ("values", "says"),
     [
         ({"target_modules": ["q_proj", "lm_head"]}, "inner linear layers only"),
-        ({"r": 257, "target_modules": ["q_proj"]}, "needs rank 514"),
+        ({"r": 257, "target_modules": ["q_proj"]}, "has rank 257: PiSSA takes no more than 32"),
     ],
 )
 def test_what_cannot_be_undone_is_refused(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -52,6 +53,45 @@ def test_the_migrations_lead_to_the_schema(catalog: Catalog) -> None:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, schema.metadata) == []
     writer.close()
+
+
+def test_a_store_of_the_first_revision_is_brought_up_to_date(
+    catalog: Catalog, register: Register
+) -> None:
+    """Its versions, tags and ranks stay; a version without a rank can join them."""
+    register(1, tag="prod")
+    register(2)
+    before = catalog.adapter("bot")
+    root = catalog.layout.root
+    catalog.close()
+    old = root / "old.db"
+    old.touch()
+    shutil.move(root / "registry.db", root / "new.db")
+    shutil.move(old, root / "registry.db")
+    writer = RegistryWriter(root)
+    with writer.transaction() as connection:
+        command.upgrade(migration_config(connection), "0001")
+        connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+    writer.close()
+    copy = sqlite3.connect(root / "registry.db", isolation_level=None)
+    copy.execute("ATTACH ? AS new", (str(root / "new.db"),))
+    columns = "id, adapter_id, number, digest, base_id, format, method, lane, rank, size_bytes, "
+    for table in ("bases", "adapters", "numbers", "versions", "tags", "tag_history", "changes"):
+        names = columns + "manifest, registered_at" if table == "versions" else "*"
+        into = f"{table} ({names})" if table == "versions" else table
+        copy.execute(f"INSERT INTO {into} SELECT {names} FROM new.{table}")
+    assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+    with pytest.raises(sqlite3.IntegrityError, match="rank"):
+        copy.execute("UPDATE versions SET rank = NULL")
+    copy.close()
+    with Catalog.open(root, intake=SmallIntake()) as upgraded:
+        assert upgraded.adapter("bot") == before
+        assert upgraded.verify().problems == ()
+    sql(root, "UPDATE versions SET rank = NULL, lane = 'merged' WHERE number = 2")
+    with Catalog.open(root, intake=SmallIntake()) as upgraded:
+        version = upgraded.show("bot:v2")
+        assert (version.rank, version.reason) == (None, "a plain LoRA")
+        assert upgraded.show("bot:v1").reason is None
 
 
 def test_the_database_is_durable_and_checked(catalog: Catalog) -> None:

@@ -183,7 +183,7 @@ async def test_damaged_headers_are_refused_without_raising(
     path = tmp_path_factory.getbasetemp() / "header.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(StoreDamaged):
-        resolver.check_weights_size(path)
+        resolver.check_weights(path)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b'"x"', b"[" * 5000])
