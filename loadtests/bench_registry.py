@@ -25,7 +25,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adapters.catalog import Catalog
-from adapters.models import BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
+from adapters.models import Approximate, BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
 from adapters.registry.intake_port import Progress
 from adapters.registry.snapshot import SnapshotWatcher
 
@@ -63,7 +63,13 @@ class SeededIntake:
         )
 
     def examine(
-        self, source: Path, *, bases: Sequence[tuple[str, BaseDescriptor]], format: str | None
+        self,
+        source: Path,
+        *,
+        bases: Sequence[tuple[str, BaseDescriptor]],
+        format: str | None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         raise NotImplementedError("the benchmark inspects nothing")
 
@@ -75,6 +81,7 @@ class SeededIntake:
         staging: Path,
         format: str | None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         seeded = np.random.default_rng(int(source.name))
         tensors = {

@@ -182,10 +182,8 @@ def _approximation(found: Approximation) -> list[tuple[str, str]]:
     worst = found.worst
     return [
         ("approximate", f"rank {found.requested}, extracted from {found.extracted_from}"),
-        (
-            "energy kept",
-            f"{found.energy:.4%} of the change, of which {found.noise:.4%} is rounding",
-        ),
+        ("energy kept", f"{found.energy:.4%} of the change's"),
+        ("rounding", f"explains {found.noise:.4%} of the change's energy"),
         ("error", f"{found.error:.4%}, at worst {worst.error:.4%} ({worst.module})"),
         *(("left out", f"{it.parameter}, changed {it.change:.4%}") for it in found.left_out),
     ]

@@ -33,7 +33,7 @@ _FORMAT = click.option(
 )
 
 
-class _Rank(click.ParamType):
+class _Rank(click.ParamType[Approximate]):
     """A rank or `auto`."""
 
     name = "rank"

@@ -48,7 +48,7 @@ def low_rank(rank: int, size: float, seed: int = 5) -> Change:
             return weight
         left = torch.randn(weight.shape[0], rank, generator=source)
         product = left @ torch.randn(rank, weight.shape[1], generator=source)
-        return weight + product * (size * weight.norm() / product.norm())
+        return weight + product * float(size * weight.norm() / product.norm())
 
     return change
 
@@ -59,7 +59,7 @@ def everywhere(size: float, seed: int = 6) -> Change:
 
     def change(name: str, weight: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(weight.shape, generator=source)
-        return weight + noise * (size * (weight.norm() or 0.1) / noise.norm())
+        return weight + noise * (size * (float(weight.norm()) or 0.1) / float(noise.norm()))
 
     return change
 

@@ -51,7 +51,8 @@ def with_pairs(base: Path, plan: LoraPlan, dtype: torch.dtype = torch.float32) -
         def hook(
             _: Any, x: Any, out: torch.Tensor, a: Any = a, b: Any = b, e: bool = embeds
         ) -> torch.Tensor:
-            return out + (a.T[x[0]] if e else x[0] @ a.T) @ b.T
+            change: torch.Tensor = (a.T[x[0]] if e else x[0] @ a.T) @ b.T
+            return out + change
 
         modules[pair.module.name].register_forward_hook(hook)
     return model
@@ -113,9 +114,9 @@ def test_what_is_said_of_a_full_rank_change_is_what_numpy_finds(
     assert {item.parameter for item in found.left_out} == {
         name for name in after if name.endswith("norm.weight")
     }
-    for item in found.left_out:
-        old, new = before[item.parameter].double(), after[item.parameter].double()
-        assert item.change == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-6)
+    for left in found.left_out:
+        old, new = before[left.parameter].double(), after[left.parameter].double()
+        assert left.change == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-6)
     assert f"{found.energy:.2%}" in plan.reason
     assert "7 changed parameters that no LoRA expresses are left out" in plan.reason
     assert "approximate" in plan.reason

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from adapters.errors import BaseError, DamagedArtifact, SourceUnreadable
-from adapters.models import BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
+from adapters.models import Approximate, BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
 from adapters.registry.intake_port import Progress
 
 RANK = 4
@@ -50,6 +50,8 @@ class SmallIntake:
         *,
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         problems = () if (source / WEIGHTS).is_file() else (f"{source} has no {WEIGHTS}",)
         return Inspection(
@@ -70,6 +72,7 @@ class SmallIntake:
         staging: Path,
         format: str | None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         weights = source / WEIGHTS
         if not weights.is_file():
