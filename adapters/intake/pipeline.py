@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adapters.errors import ArtifactError, NotHotServable
+from adapters.errors import ArtifactError, BaseError, BaseMismatch, NotHotServable
 from adapters.intake.canonical import write_canonical
 from adapters.intake.formats import read_artifact
 from adapters.intake.hot import hot_reasons, idle_note, pair_faults, prove_pairs
@@ -58,7 +58,7 @@ def take_in(
     plan: Plan
     if approximate is not None:
         extracting, progress = _two_parts(progress)
-        plan = approximated(raw, method, base, approximate, staging, extracting)
+        plan = approximated(raw, method, evidence, base, approximate, staging, extracting)
     else:
         plan = plan_artifact(raw, method, evidence, base)
         _raise_first(plan.problems)
@@ -179,6 +179,12 @@ def _best_fit(
             plans.append((name, base, plan_artifact(raw, method, evidence, base)))
         except ArtifactError as fault:
             return _inspection(raw, method, problems=(fault.message,))
+        except BaseError as fault:
+            if len(bases) == 1:
+                raise
+            # Its files are gone; another may fit.
+            lost = LoraPlan(pairs=(), scale="", problems=(BaseMismatch(fault.message),), notes=())
+            plans.append((name, base, lost))
     hint = raw.provenance.base_by_trainer
     name, base, plan = min(
         plans,
@@ -190,7 +196,7 @@ def _best_fit(
     )
     if approximate is not None and not plan.problems:
         hear = progress or _ignore
-        plan = approximated(raw, method, base, approximate, None, hear)
+        plan = approximated(raw, method, evidence, base, approximate, None, hear)
     plan, faults = _value_faults(raw, method, base, plan)
     facts = None if faults else _facts(plan, base)
     fits = [other for other, _, its in plans if not its.problems]

@@ -72,6 +72,7 @@ def compared(
 def approximated(
     raw: RawAdapter,
     method: Method,
+    evidence: str,
     base: BaseDescriptor,
     rank: Approximate,
     scratch: Path | None,
@@ -79,6 +80,9 @@ def approximated(
 ) -> LoraPlan:
     """A plain LoRA that comes near the artifact; see `extract`. Raises UsageError for a method
     that has none, and ArtifactError."""
+    refusal = refusal_of(method, evidence, raw)
+    if refusal is not None:
+        raise refusal
     if method.to_approximation is None:
         raise UsageError(
             f"--approximate is for a full fine-tune; this is {method.title}: leave it out, the "
