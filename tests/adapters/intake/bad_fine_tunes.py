@@ -29,6 +29,7 @@ ONE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NORM = "model.norm.weight"
 Q0 = "model.layers.0.self_attn.q_proj.weight"
+UP7 = "model.layers.7.mlp.up_proj.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 Spoil = Callable[[Path], None]
 Tensors = dict[str, torch.Tensor]
