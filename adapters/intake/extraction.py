@@ -242,7 +242,7 @@ class _Extraction:
             notes.append(f"its config.json names other tokens ({keys}); an engine has the base's")
         if tune.files:
             names = ", ".join(path.name for path in tune.files)
-            notes.append(f"its own {names} are not the base's, which an engine has")
+            notes.append(f"an engine has the base's {names}, not its own")
         return LoraPlan(
             pairs=tuple(sorted(self.pairs, key=lambda pair: pair.module.name)),
             scale="1",

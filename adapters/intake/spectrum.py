@@ -34,8 +34,9 @@ _GRID = {
 }
 # The 99.9 % quantile of the Tracy-Widom law of order 1.
 _QUANTILE = 3.27
-# A Gram matrix in fp64 tells singular values below this part of the largest not from zero.
-_NUMERICAL = 1e-7
+# Singular values below this part of the largest are nothing: a Gram matrix in fp64 tells them from
+# zero down to 1e-7, and factors in fp32 are themselves rounded to as much.
+_NUMERICAL = 1e-6
 _BLOCK = 1 << 24
 
 

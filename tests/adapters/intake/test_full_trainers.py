@@ -108,4 +108,4 @@ def test_the_extract_of_full_rank_is_the_model_but_for_its_norms(
     effect = apart(expected["after"], expected["before"])
     assert errors[0][0] > 0.2
     assert errors[1][0] < 1e-5
-    assert errors[1][1] < min(errors[0][1], 0.1 * effect)
+    assert errors[1][1] < min(errors[0][1], 0.2 * effect)

@@ -70,6 +70,7 @@ class Tuned:
         "fp16": Tuned.made((512, 512), 16, 0.01, tuned=F16, base=F16),
         "fp32": Tuned.made((256, 256), 16, 0.01, tuned=F32, base=F32),
         "bf16-of-fp32": Tuned.made((512, 512), 16, 0.01, base=F32),
+        "fp32-rank-2": Tuned.made((576, 192), 2, 0.01, tuned=F32, spread=0.5),
         "fp32-of-bf16": Tuned.made((512, 512), 16, 0.01, tuned=F32),
         "fp32-of-rounded": Tuned.made((512, 512), 16, 0.01, tuned=F32, trained_from_wide=True),
         "both-rounded": Tuned.made((512, 512), 16, 0.01, trained_from_wide=True),
