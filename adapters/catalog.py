@@ -17,6 +17,7 @@ from adapters.errors import (
 )
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     Inspection,
     Manifest,
     Registered,
@@ -96,6 +97,7 @@ class Catalog(BaseCatalog):
         alpha: float | None = None,
         dry_run: bool = False,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
         actor: str = "local",
         on_step: OnStep | None = None,
         progress: Progress | None = None,
@@ -103,8 +105,9 @@ class Catalog(BaseCatalog):
         """Takes an artifact in and makes it a version of `name`; `latest` and `tag` move to it.
 
         `source` is a path or a URL (docs/sources.md). A dry run does all of it but keep the
-        result. `on_step` hears `stage`, `fetch`, `unpack`, `write`, `seal`, `publish`, `commit`,
-        `done` as each begins; `progress` hears (done, total) bytes.
+        result. `approximate` makes a plain LoRA of a full fine-tune. `on_step` hears `stage`,
+        `fetch`, `unpack`, `write`, `seal`, `publish`, `commit`, `done` as each begins; `progress`
+        hears (done, total) bytes.
         """
         from adapters.registry.registering import register
 
@@ -120,6 +123,7 @@ class Catalog(BaseCatalog):
             alpha=alpha,
             dry_run=dry_run,
             policy=policy_from_environment(allow_private=allow_private_urls),
+            approximate=approximate,
             actor=actor,
             on_step=on_step,
             progress=progress,
@@ -167,6 +171,7 @@ class Catalog(BaseCatalog):
         alpha: float | None = None,
         base: str | None = None,
         allow_private_urls: bool = False,
+        approximate: Approximate | None = None,
         on_step: OnStep | None = None,
         progress: Progress | None = None,
     ) -> Inspection:
@@ -184,6 +189,7 @@ class Catalog(BaseCatalog):
             format=format,
             alpha=alpha,
             policy=policy_from_environment(allow_private=allow_private_urls),
+            approximate=approximate,
             on_step=on_step,
             progress=progress,
         )

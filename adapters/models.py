@@ -8,6 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# The rank of a LoRA that only comes near what was trained, or `auto`: as far as it is no noise.
+Approximate = int | Literal["auto"]
+
 
 class Frozen(BaseModel):
     """Immutable, and strict about keys: an unknown one is a mistake, not an extension."""
@@ -68,6 +71,44 @@ class BaseRecord(Frozen):
     added_at: datetime
 
 
+class ModuleApproximation(Frozen):
+    """One module's part of an approximation.
+
+    Of its measured change: `energy` is the part of the sum of squares that is kept, `error` the
+    relative Frobenius error, `noise` the part of the sum of squares that rounding alone explains.
+    """
+
+    module: str
+    rank: int
+    energy: float
+    error: float
+    noise: float
+
+
+class LeftOut(Frozen):
+    """A changed parameter that no LoRA expresses; `change` is relative to the base's own size."""
+
+    parameter: str
+    change: float
+
+
+class Approximation(Frozen):
+    """What a plain LoRA keeps of a full fine-tune, asked for with `--approximate`.
+
+    `energy`, `error` and `noise` are those of all modules together; `worst` is the module with
+    the largest error. `extracted_from` is the fine-tune's source_sha256; None in an inspection.
+    """
+
+    requested: int | Literal["auto"]
+    energy: float
+    error: float
+    noise: float
+    worst: ModuleApproximation
+    modules: tuple[ModuleApproximation, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    extracted_from: str | None = None
+
+
 class Manifest(Frozen):
     """Where a version came from and what it is; kept beside it in the registry."""
 
@@ -89,6 +130,7 @@ class Manifest(Frozen):
     notes: tuple[str, ...] = ()
     # Lineage: NAME:vN@DIGEST*WEIGHT of each version that a composition is made of.
     composed_from: tuple[str, ...] = ()
+    approximation: Approximation | None = None
 
 
 class Inspection(Frozen):
@@ -107,6 +149,8 @@ class Inspection(Frozen):
     targets: tuple[str, ...] = ()
     base_by_trainer: str | None = None
     trainer: str | None = None
+    approximate: bool = False
+    approximation: Approximation | None = None
 
 
 class VersionRecord(Frozen):
@@ -130,6 +174,11 @@ class VersionRecord(Frozen):
     def label(self) -> str:
         """`v3`: how people name it."""
         return f"v{self.number}"
+
+    @property
+    def approximate(self) -> bool:
+        """Whether it is only near what was trained: a full fine-tune is hot in no other way."""
+        return self.lane is Lane.HOT and self.method == "full-fine-tune"
 
 
 class AdapterRecord(Frozen):
@@ -166,3 +215,4 @@ class Registered(Frozen):
     base: str
     tags: tuple[str, ...]
     created: bool
+    approximate: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapters.bases.digest import digest_of
 from adapters.bases.shards import BaseFiles, open_base
@@ -32,6 +33,16 @@ class BaseWeights:
                 "changed; add it again under another name"
             )
         return files
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json."""
+        return self._files.config
+
+    def places(self) -> dict[str, tuple[Path, TensorInfo]]:
+        """Every tensor by its name in the checkpoint: the file and where in it."""
+        found = self._files.tensors().items()
+        return {name: (self._files.root / shard, info) for name, (shard, info) in found}
 
     def place(self, module: str) -> tuple[Path, TensorInfo] | None:
         """The file with `module`'s weight and where in it; None if no file has it by that name."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import AmbiguousFormat, UnknownFormat
-from adapters.intake import gguf, kohya, litgpt, loralib, mlx, nemo, peft, tinker, torchtune
+from adapters.intake import full, gguf, kohya, litgpt, loralib, mlx, nemo, peft, tinker, torchtune
 from adapters.intake.alpha import check_alpha, refuse_contradiction
 from adapters.intake.foreign import foreign_refusal
 from adapters.intake.locate import Listing, explain_unknown, locate
@@ -46,6 +46,7 @@ FORMATS: tuple[Format, ...] = (
     Format("kohya", "one .safetensors with lora_….lora_down.weight", kohya.recognises, kohya.read),
     Format("nemo", "one .nemo file of NeMo 1", nemo.recognises, nemo.read),
     Format("loralib", "one .pt with X.lora_A and X.lora_B", loralib.recognises, loralib.read),
+    Format("full", "config.json with model.safetensors: a whole model", full.recognises, full.read),
 )
 
 SUPPORTED = ", ".join(f"{row.name} ({row.files})" for row in FORMATS)

@@ -39,7 +39,10 @@ _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PART = re.compile(
     r"adapter_config\.json|adapter_model\.(safetensors|bin|pt)|adapter_\d+\.pt"
     r"|(\d+_)?adapters\.safetensors|lit_model\.pth(\.lora)?"
+    r"|config\.json|(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 )
+# A whole model as Hugging Face saves it, of which config.json is the other half.
+MODEL_WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
 # Weights of other trainers' adapters: a directory with one is the adapter's own.
 OTHER_WEIGHTS = (
     r"(\d+_)?adapters\.safetensors|lit_model\.pth\.lora|adapter_model\.pt|adapter_\d+\.pt|.*\.gguf"
@@ -107,9 +110,11 @@ def locate(source: Path, is_adapter: Callable[[Listing], bool]) -> tuple[Listing
     _refuse_trap(path)
     if CONFIG in listing.names or any(name in listing.names for name in _WEIGHT_FILES):
         return listing, ()
-    if listing.has(OTHER_WEIGHTS):
+    if listing.has(OTHER_WEIGHTS) or is_model(listing):
         return listing, ()
     inner = _adapters_inside(path)
+    if not inner:
+        _refuse_checkpoints(source)
     if not inner or is_adapter(listing):
         return listing, ()
     chosen = _choose(source, inner)
@@ -167,6 +172,33 @@ def _adapters_inside(path: Path) -> list[Path]:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
 
 
+def is_model(listing: Listing) -> bool:
+    """Does it hold a whole model: a config.json beside its weights?"""
+    return not listing.single and "config.json" in listing.names and listing.has(MODEL_WEIGHTS)
+
+
+def _refuse_checkpoints(source: Path) -> None:
+    """A full fine-tune's run whose result was not saved beside its checkpoints."""
+    try:
+        found = [
+            item
+            for item in source.iterdir()
+            if _CHECKPOINT.fullmatch(item.name) and item.is_dir() and is_model(list_directory(item))
+        ]
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {source}: {fault.strerror or fault}") from fault
+    if found:
+        raise _only_checkpoints(source, found, "model")
+
+
+def _only_checkpoints(source: Path, found: list[Path], what: str) -> AmbiguousFormat:
+    last = max(found, key=lambda item: int(item.name.rpartition("-")[2]))
+    return AmbiguousFormat(
+        f"{source} holds a training run's checkpoints and no {what} of its own; "
+        f"register one, for example {source / last.name}"
+    )
+
+
 def _choose(source: Path, inner: list[Path]) -> Path:
     """PEFT puts an adapter that is not named `default` into a subdirectory of its name."""
     results = [item for item in inner if not _CHECKPOINT.fullmatch(item.name)]
@@ -175,11 +207,7 @@ def _choose(source: Path, inner: list[Path]) -> Path:
     if results:
         names = ", ".join(item.name for item in results[:5])
         raise AmbiguousFormat(f"{source} holds several adapters ({names}); register one of them")
-    last = max(inner, key=lambda item: int(item.name.rpartition("-")[2]))
-    raise AmbiguousFormat(
-        f"{source} holds a training run's checkpoints and no adapter of its own; "
-        f"register one, for example {source / last.name}"
-    )
+    raise _only_checkpoints(source, inner, "adapter")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -188,17 +216,26 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         if not file.is_file():
             raise InvalidConfig(f"{path} has no {CONFIG}; without it rank and scale are unknown")
+    except OSError as fault:
+        raise SourceUnreadable(f"cannot read {file}: {fault.strerror or fault}") from fault
+    return read_object(file)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; raises InvalidConfig or SourceUnreadable."""
+    name = file.name
+    try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise InvalidConfig(
-                f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes; that is no config"
+                f"{name} is larger than {MAX_CONFIG_BYTES} bytes; that is no config"
             )
         value = json.loads(file.read_bytes(), object_pairs_hook=_no_duplicates)
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {file}: {fault.strerror or fault}") from fault
     except (ValueError, RecursionError) as fault:
-        raise InvalidConfig(f"{CONFIG} is not valid JSON: {str(fault)[:120]}") from None
+        raise InvalidConfig(f"{name} is not valid JSON: {str(fault)[:120]}") from None
     if not isinstance(value, dict):
-        raise InvalidConfig(f"{CONFIG} holds a {type(value).__name__}, not a JSON object")
+        raise InvalidConfig(f"{name} holds a {type(value).__name__}, not a JSON object")
     return value
 
 
@@ -219,11 +256,10 @@ def explain_unknown(listing: Listing, supported: str) -> UnknownFormat:
             f"{path / next(iter(listing.names))} is no adapter in a format of one file; "
             f"supported: {supported}"
         )
-    if "config.json" in listing.names and listing.has(
-        r"(model|pytorch_model).*\.(safetensors|bin)"
-    ):
+    if "config.json" in listing.names:
         return UnknownFormat(
-            f"{path} is a whole model, not an adapter; add it as a base with 'adapterctl base add'"
+            f"{path} has a config.json but no weights that belong to it; a full fine-tune has "
+            "model.safetensors (or its shards and their index) beside it"
         )
     if listing.has(r"(optimizer|scheduler)\.(pt|bin)|.*_optim_states\.pt|mp_rank_.*\.pt"):
         return UnknownFormat(

@@ -27,7 +27,7 @@ from adapters.intake.mapping import LoraKey, ModuleIndex, parse_lora_key, stored
 from adapters.intake.peft_config import LoraSettings, ModuleScale, describe_scale, parse_settings
 from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.intake.tying import with_both_ends
-from adapters.models import BaseDescriptor, ModuleSpec
+from adapters.models import Approximation, BaseDescriptor, ModuleSpec
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,8 @@ class LoraPlan:
     copies: tuple[Callable[[], None], ...] = ()
     reason: str = "every tensor is one factor of a low-rank pair for a module of the base"
     uses: Mapping[str, LazyTensor] = field(default_factory=dict)
+    # What was lost where the pairs only come near the artifact.
+    approximation: Approximation | None = None
 
 
 @dataclass(slots=True)

@@ -62,6 +62,8 @@ class MergePlan:
     base_config: Mapping[str, Any] = field(default_factory=dict)
     # Tokenizer files that take the place of the base's.
     files: tuple[Path, ...] = ()
+    # Said after `reason`, which is the method's.
+    more: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
@@ -32,6 +33,7 @@ from adapters.intake.evidence import (
     tuner,
     value_head_file,
 )
+from adapters.intake.extraction import extract
 from adapters.intake.gralora import plan_gralora
 from adapters.intake.hra import plan_hra
 from adapters.intake.kasa import plan_kasa
@@ -54,7 +56,13 @@ from adapters.intake.trainable_tokens import plan_tokens, without_tokens
 from adapters.intake.unilora import plan_unilora
 from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_pvera, plan_vera
-from adapters.models import BaseDescriptor, Lane
+from adapters.intake.whole_weights import plan_whole_weights
+from adapters.models import Approximate, BaseDescriptor, Lane
+
+# (artifact, base, rank, directory for scratch files, progress in bytes)
+ToApproximation = Callable[
+    [RawAdapter, BaseDescriptor, Approximate, Path | None, Callable[[int, int], None]], LoraPlan
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,8 @@ class Method:
     `recognise` returns what gave it away (for the message) or None. `refusal` says why it is no
     plain LoRA; a row has either `refusal` or `to_lora`. With `to_merge` it is served in the merged
     lane, `refusal` being the reason (beside `to_lora`: where that finds it not hot, for its
-    reason); a refusal without it is final. `limits` is for docs/formats.md.
+    reason); a refusal without it is final. `to_approximation` makes a plain LoRA that comes near
+    it, for who asks. `limits` is for docs/formats.md.
     """
 
     name: str
@@ -74,6 +83,7 @@ class Method:
     refusal: str | None = None
     to_lora: Callable[[RawAdapter, BaseDescriptor], LoraPlan] | None = None
     to_merge: Callable[[RawAdapter, BaseDescriptor], MergePlan] | None = None
+    to_approximation: ToApproximation | None = None
     limits: str = ""
 
 
@@ -162,9 +172,13 @@ METHODS: tuple[Method, ...] = (
     Method(
         "full-fine-tune",
         "a full fine-tune",
-        key("fine_tune_type", unless=("lora", "dora")),
+        either(key("fine_tune_type", unless=("lora", "dora")), key("whole_weights")),
         Lane.MERGED,
         f"it replaces whole weights of the base, which no plain LoRA expresses; {_MERGE}",
+        to_merge=plan_whole_weights,
+        to_approximation=extract,
+        limits="hot only with --approximate; every parameter of the base, of its shapes; the "
+        "vocabulary may have another size in the merged lane",
     ),
     Method(
         "dora",

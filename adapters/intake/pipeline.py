@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adapters.errors import ArtifactError, NotHotServable
+from adapters.errors import ArtifactError, BaseError, BaseMismatch, NotHotServable
 from adapters.intake.base_names import quantized_note, same_model
 from adapters.intake.canonical import write_canonical
 from adapters.intake.formats import read_artifact
@@ -22,9 +22,16 @@ from adapters.intake.merging import MergePlan
 from adapters.intake.methods import Method, method_name, recognise, refusal_of
 from adapters.intake.provenance import source_sha256
 from adapters.intake.raw import RawAdapter
-from adapters.intake.routing import compared, plan_artifact
+from adapters.intake.routing import approximated, check_rank, compared, plan_artifact
 from adapters.intake.tensors import item_size
-from adapters.models import BaseDescriptor, Inspection, Lane, Manifest
+from adapters.models import (
+    Approximate,
+    Approximation,
+    BaseDescriptor,
+    Inspection,
+    Lane,
+    Manifest,
+)
 
 Progress = Callable[[int, int], None]
 Plan = LoraPlan | MergePlan
@@ -37,6 +44,7 @@ def take_in(
     staging: Path,
     format: str | None,
     alpha: float | None = None,
+    approximate: Approximate | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Check the artifact in `source` against `base` and write what is kept of it into `staging`.
@@ -44,16 +52,24 @@ def take_in(
     That is the canonical form for the hot lane, the merge form for the merged one. `alpha` is what
     an artifact that stores none was trained with. `progress` is called with bytes done and bytes
     in all. Raises ArtifactError subclasses with one sentence; what is in `staging` then means
-    nothing.
+    nothing. With `approximate` a full fine-tune becomes a plain LoRA of that rank; UsageError for
+    what has no need of it.
     """
+    check_rank(approximate)
     raw = read_artifact(source, format, alpha)
     method, evidence = recognise(raw)
-    plan = plan_artifact(raw, method, evidence, base)
-    _raise_first(plan.problems)
-    plan = compared(raw, method, base, plan)
+    plan: Plan
+    if approximate is not None:
+        extracting, progress = _two_parts(progress)
+        plan = approximated(raw, method, evidence, base, approximate, staging, extracting)
+    else:
+        plan = plan_artifact(raw, method, evidence, base)
+        _raise_first(plan.problems)
+        plan = compared(raw, method, base, plan)
     _raise_first(plan.problems)
     notes = _take(plan, base, staging, progress)
     found, from_trainer = _facts(plan, base), raw.provenance
+    digest = source_sha256(from_trainer.files)
     return Manifest(
         format=raw.format,
         method=method_name(method, raw),
@@ -68,9 +84,15 @@ def take_in(
         trainer=from_trainer.trainer,
         trainer_version=from_trainer.trainer_version,
         source=str(source),
-        source_sha256=source_sha256(from_trainer.files),
+        source_sha256=digest,
         notes=from_trainer.notes + plan.notes + notes,
+        approximation=_approximation(plan, digest),
     )
+
+
+def _approximation(plan: Plan, extracted_from: str | None = None) -> Approximation | None:
+    found = plan.approximation if isinstance(plan, LoraPlan) else None
+    return found and found.model_copy(update={"extracted_from": extracted_from})
 
 
 def _take(
@@ -102,7 +124,7 @@ class _Facts(NamedTuple):
 def _facts(plan: Plan, base: BaseDescriptor) -> _Facts:
     if isinstance(plan, MergePlan):
         targets = leaf_names(edit.module for edit in plan.edits)
-        return _Facts(Lane.MERGED, (plan.reason,), plan.rank, targets, plan.parameters)
+        return _Facts(Lane.MERGED, (plan.reason, *plan.more), plan.rank, targets, plan.parameters)
     return _Facts(
         Lane.HOT,
         hot_reasons(plan, base),
@@ -118,11 +140,15 @@ def examine(
     bases: Sequence[tuple[str, BaseDescriptor]],
     format: str | None,
     alpha: float | None = None,
+    approximate: Approximate | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
     """What the artifact is, which of `bases` it fits, how it would be served, what is wrong.
 
     Whatever is wrong with the artifact is in the answer's `problems`; nothing is raised for it.
+    With `approximate`, what a plain LoRA of that rank would keep, as in `take_in`.
     """
+    check_rank(approximate)
     try:
         raw = read_artifact(source, format, alpha)
     except ArtifactError as fault:
@@ -139,11 +165,16 @@ def examine(
     if not bases:
         why = "there is no base to check it against; add one with 'adapterctl base add'"
         return _inspection(raw, method, problems=(why,))
-    return _best_fit(raw, method, evidence, bases)
+    return _best_fit(raw, method, evidence, bases, approximate, progress)
 
 
 def _best_fit(
-    raw: RawAdapter, method: Method, evidence: str, bases: Sequence[tuple[str, BaseDescriptor]]
+    raw: RawAdapter,
+    method: Method,
+    evidence: str,
+    bases: Sequence[tuple[str, BaseDescriptor]],
+    approximate: Approximate | None,
+    progress: Progress | None,
 ) -> Inspection:
     """Examine against every base and answer for the one that fits (or comes nearest)."""
     plans: list[tuple[str, BaseDescriptor, Plan]] = []
@@ -152,6 +183,12 @@ def _best_fit(
             plans.append((name, base, plan_artifact(raw, method, evidence, base)))
         except ArtifactError as fault:
             return _inspection(raw, method, problems=(fault.message,))
+        except BaseError as fault:
+            if len(bases) == 1:
+                raise
+            # Its files are gone; another may fit.
+            lost = LoraPlan(pairs=(), scale="", problems=(BaseMismatch(fault.message),), notes=())
+            plans.append((name, base, lost))
     hint = raw.provenance.base_by_trainer
     name, base, plan = min(
         plans,
@@ -161,6 +198,9 @@ def _best_fit(
             isinstance(item[2], MergePlan),
         ),
     )
+    if approximate is not None and not plan.problems:
+        hear = progress or _ignore
+        plan = approximated(raw, method, evidence, base, approximate, None, hear)
     plan, faults = _value_faults(raw, method, base, plan)
     facts = None if faults else _facts(plan, base)
     fits = [other for other, _, its in plans if not its.problems]
@@ -212,6 +252,7 @@ def _inspection(
     problems: tuple[str, ...] = (),
     plan: Plan | None = None,
 ) -> Inspection:
+    approximation = _approximation(plan) if plan is not None else None
     declared = raw.config.get("r") if raw is not None else None
     rank = declared if type(declared) is int else None
     targets: tuple[str, ...] = ()
@@ -231,6 +272,8 @@ def _inspection(
         targets=targets,
         base_by_trainer=raw.provenance.base_by_trainer if raw is not None else None,
         trainer=raw.provenance.trainer if raw is not None else None,
+        approximate=approximation is not None,
+        approximation=approximation,
     )
 
 
@@ -242,6 +285,23 @@ def _raise_first(problems: Sequence[ArtifactError]) -> None:
         raise first
     faults = "1 other fault" if others == 1 else f"{others} other faults"
     raise type(first)(f"{first.message}; 'adapterctl inspect' lists {faults}")
+
+
+def _ignore(done: int, total: int) -> None:
+    pass
+
+
+def _two_parts(progress: Progress | None) -> tuple[Progress, Progress]:
+    """One bar for work in two parts: the first takes nine tenths of it."""
+    hear = progress or _ignore
+
+    def first(done: int, total: int) -> None:
+        hear(9 * done, 10 * total)
+
+    def second(done: int, total: int) -> None:
+        hear(9 * total + done, 10 * total)
+
+    return first, second
 
 
 def _advance(total: int, progress: Progress | None) -> Callable[[int], None]:

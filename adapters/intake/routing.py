@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from adapters.errors import ArtifactError, NotHotServable
+from adapters.errors import ArtifactError, NotHotServable, UsageError
 from adapters.intake.lora import LoraPlan
 from adapters.intake.merging import MergePlan, edits_of_pairs
 from adapters.intake.methods import Method, refusal_of, why_merged
+from adapters.intake.peft_config import MAX_RANK
 from adapters.intake.raw import RawAdapter
 from adapters.intake.tied import apart
-from adapters.models import BaseDescriptor
+from adapters.models import Approximate, BaseDescriptor
 
 # What a config says about the training or the saving and not about the result.
 _WITHOUT_EFFECT = frozenset(
@@ -65,6 +67,34 @@ def compared(
             raise
         return replace(_merge(method, for_base(raw, base), base), reason=fault.message)
     return plan
+
+
+def approximated(
+    raw: RawAdapter,
+    method: Method,
+    evidence: str,
+    base: BaseDescriptor,
+    rank: Approximate,
+    scratch: Path | None,
+    progress: Callable[[int, int], None],
+) -> LoraPlan:
+    """A plain LoRA that comes near the artifact; see `extract`. Raises UsageError for a method
+    that has none, and ArtifactError."""
+    refusal = refusal_of(method, evidence, raw)
+    if refusal is not None:
+        raise refusal
+    if method.to_approximation is None:
+        raise UsageError(
+            f"--approximate is for a full fine-tune; this is {method.title}: leave it out, the "
+            "lane is then chosen without approximating anything"
+        )
+    return method.to_approximation(for_base(raw, base), base, rank, scratch, progress)
+
+
+def check_rank(rank: Approximate | None) -> None:
+    """Raises UsageError for a rank that no engine takes."""
+    if rank is not None and rank != "auto" and not 1 <= rank <= MAX_RANK:
+        raise UsageError(f"--approximate takes a rank of 1 to {MAX_RANK} or auto, not {rank}")
 
 
 def merge_plan(raw: RawAdapter, method: Method, base: BaseDescriptor) -> MergePlan | None:

@@ -329,6 +329,27 @@ def same_values(tensor: torch.Tensor, dtype: str) -> torch.Tensor | None:
     return target if torch.equal(target.to(tensor.dtype), tensor) else None
 
 
+def same_numbers(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equal values, whatever the dtypes; a shape of another kind or a NaN is never equal."""
+    if first.dtype is not second.dtype:
+        wider = torch.promote_types(first.dtype, second.dtype)
+        first, second = first.to(wider), second.to(wider)
+    return torch.equal(first, second)
+
+
+def relative_change(new: torch.Tensor, old: torch.Tensor) -> float:
+    """|new - old| / |old| in the Frobenius norm; infinite from zero."""
+    before = old.to(torch.float64)
+    size = float(torch.linalg.vector_norm(before))
+    change = float(torch.linalg.vector_norm(new.to(torch.float64) - before))
+    return change / size if size else float("inf")
+
+
+def from_bytes(raw: bytes) -> torch.Tensor:
+    """A copy of `raw` to be looked at with `viewed`."""
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+
 def dtype_of(tensor: torch.Tensor) -> str:
     return DTYPE_NAME[tensor.dtype]
 

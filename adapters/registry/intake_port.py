@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapters.compositions import Component, Recipe
-from adapters.models import BaseDescriptor, Inspection, Manifest
+from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest
 from adapters.registry.heavy_import import interrupt_deferred
 
 Progress = Callable[[int, int], None]
@@ -28,6 +28,8 @@ class IntakeProtocol(Protocol):
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
         alpha: float | None = None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         """Faults of the artifact become `problems`."""
 
@@ -40,6 +42,7 @@ class IntakeProtocol(Protocol):
         format: str | None,
         alpha: float | None = None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         """Writes the canonical files into `staging`; raises ArtifactError."""
 
@@ -72,12 +75,21 @@ class TensorIntake:
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
         alpha: float | None = None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         """See IntakeProtocol."""
         with interrupt_deferred():
             from adapters.intake.pipeline import examine
 
-        return examine(source, bases=bases, format=format, alpha=alpha)
+        return examine(
+            source,
+            bases=bases,
+            format=format,
+            alpha=alpha,
+            approximate=approximate,
+            progress=progress,
+        )
 
     def take_in(
         self,
@@ -88,13 +100,20 @@ class TensorIntake:
         format: str | None,
         alpha: float | None = None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         """See IntakeProtocol."""
         with interrupt_deferred():
             from adapters.intake.pipeline import take_in
 
         return take_in(
-            source, base=base, staging=staging, format=format, alpha=alpha, progress=progress
+            source,
+            base=base,
+            staging=staging,
+            format=format,
+            alpha=alpha,
+            progress=progress,
+            approximate=approximate,
         )
 
     def compose(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import AlreadyExists, BaseNotFound
-from adapters.models import BaseDescriptor, Inspection, Manifest, Registered
+from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
@@ -38,6 +38,7 @@ def register(
     alpha: float | None,
     dry_run: bool,
     policy: Policy,
+    approximate: Approximate | None,
     actor: str,
     on_step: OnStep | None,
     progress: Progress | None,
@@ -63,6 +64,7 @@ def register(
                 format=format,
                 alpha=alpha,
                 progress=progress,
+                approximate=approximate,
             )
         if remote or source is not named:
             manifest = manifest.model_copy(update={"source": source.shown})
@@ -116,6 +118,7 @@ def inspect(
     format: str | None,
     alpha: float | None,
     policy: Policy,
+    approximate: Approximate | None,
     on_step: OnStep | None,
     progress: Progress | None,
 ) -> Inspection:
@@ -123,13 +126,27 @@ def inspect(
     named, source = source, _as_path(layout, source)
     if not needs_place(source):
         local = Path(source.text)
-        found = intake.examine(local, bases=bases, format=format, alpha=alpha)
+        found = intake.examine(
+            local,
+            bases=bases,
+            format=format,
+            alpha=alpha,
+            approximate=approximate,
+            progress=progress,
+        )
         return found if source is named else _told_as(found, source, local)
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
         local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("read")
-        found = intake.examine(local, bases=bases, format=format, alpha=alpha)
+        found = intake.examine(
+            local,
+            bases=bases,
+            format=format,
+            alpha=alpha,
+            approximate=approximate,
+            progress=progress,
+        )
         return _told_as(found, source, local)
 
 
@@ -249,4 +266,5 @@ def _registered(
         base=base,
         tags=tuple(sorted(tags)),
         created=created,
+        approximate=manifest.approximation is not None,
     )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from adapters.compositions import Part, Recipe
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     BaseRecord,
     Inspection,
     Manifest,
@@ -73,6 +74,7 @@ class Backend(Protocol):
         watch: Watch,
         allow_private_urls: bool = False,
         on_server: bool = False,
+        approximate: Approximate | None = None,
     ) -> Registered:
         """Check an artifact and make it a version; with `dry_run` only check it.
 
@@ -89,6 +91,7 @@ class Backend(Protocol):
         watch: Watch,
         allow_private_urls: bool = False,
         on_server: bool = False,
+        approximate: Approximate | None = None,
     ) -> Inspection:
         """What the artifact is; registers nothing."""
 

@@ -13,6 +13,7 @@ from adapters.compositions import Part, Recipe
 from adapters.errors import UsageError
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     BaseRecord,
     Inspection,
     Manifest,
@@ -76,6 +77,7 @@ class LocalBackend:
         watch: Watch,
         allow_private_urls: bool = False,
         on_server: bool = False,
+        approximate: Approximate | None = None,
     ) -> Registered:
         _no_server(on_server)
         return self._catalog.register(
@@ -87,6 +89,7 @@ class LocalBackend:
             alpha=alpha,
             dry_run=dry_run,
             allow_private_urls=allow_private_urls,
+            approximate=approximate,
             actor=self._actor,
             on_step=lambda step: _tell(watch, step),
             progress=watch.progress,
@@ -102,6 +105,7 @@ class LocalBackend:
         watch: Watch,
         allow_private_urls: bool = False,
         on_server: bool = False,
+        approximate: Approximate | None = None,
     ) -> Inspection:
         _no_server(on_server)
         watch.step(f"reading {public_form(source)}")
@@ -111,6 +115,7 @@ class LocalBackend:
             alpha=alpha,
             base=base,
             allow_private_urls=allow_private_urls,
+            approximate=approximate,
             on_step=lambda step: _tell(watch, step),
             progress=watch.progress,
         )

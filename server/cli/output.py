@@ -92,6 +92,11 @@ def size(count: int) -> str:
     return f"{value / 1024:.1f} TiB"
 
 
+def lane_text(lane: str, *, approximate: bool) -> str:
+    """How a version is served; never without the word when it only comes near what was trained."""
+    return f"{lane}, approximate" if approximate else lane
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns aligned by spaces, no borders; the last column is not padded."""
     cells = [[clean(cell) for cell in row] for row in rows]

@@ -14,6 +14,7 @@ from adapters.compositions import Part, Recipe
 from adapters.errors import AdapterctlError, InvalidReference, ServerUnreachable, UsageError
 from adapters.models import (
     AdapterRecord,
+    Approximate,
     BaseRecord,
     Inspection,
     Manifest,
@@ -80,6 +81,7 @@ class RemoteBackend:
         watch: Watch,
         allow_private_urls: bool = False,
         on_server: bool = False,
+        approximate: Approximate | None = None,
     ) -> Registered:
         _servers_choice(allow_private_urls)
         if _is_sent(source, on_server):
@@ -92,6 +94,7 @@ class RemoteBackend:
             "format": format,
             "alpha": alpha,
             "dry_run": dry_run,
+            "approximate": approximate,
         }
         with self._reachable(source, on_server, watch) as found:
             return self._work("/adapters", {"source": found, **body}, Registered, watch)
@@ -106,9 +109,10 @@ class RemoteBackend:
         watch: Watch,
         allow_private_urls: bool = False,
         on_server: bool = False,
+        approximate: Approximate | None = None,
     ) -> Inspection:
         _servers_choice(allow_private_urls)
-        body = {"format": format, "alpha": alpha, "base": base}
+        body = {"format": format, "alpha": alpha, "base": base, "approximate": approximate}
         with self._reachable(source, on_server, watch) as found:
             return self._work("/inspect", {"source": found, **body}, Inspection, watch)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from adapters.compositions import Part, Recipe
-from adapters.models import AdapterRecord, Frozen, Manifest, VersionRecord
+from adapters.models import AdapterRecord, Approximate, Frozen, Manifest, VersionRecord
 
 if TYPE_CHECKING:
     from adapters.store.gc import GcReport
@@ -45,6 +45,7 @@ class RegisterRequest(Frozen):
     format: str | None = None
     alpha: float | None = Field(None, description=ALPHA)
     dry_run: bool = False
+    approximate: Approximate | None = None
 
 
 class Uploaded(Frozen):
@@ -64,6 +65,7 @@ class InspectRequest(Frozen):
     format: str | None = None
     alpha: float | None = Field(None, description=ALPHA)
     base: str | None = None
+    approximate: Approximate | None = None
 
 
 class ComposeRequest(Frozen):

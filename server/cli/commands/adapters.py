@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapters.models import AdapterRecord, Manifest, VersionRecord
+from adapters.models import AdapterRecord, Approximation, Manifest, VersionRecord
 from adapters.references import parse_reference
 from server.cli.complete import references
 from server.cli.options import Command
@@ -12,6 +12,7 @@ from server.cli.output import (
     clean,
     emit_json,
     fields,
+    lane_text,
     local_time,
     say,
     short_digest,
@@ -97,6 +98,7 @@ def _row(adapter: AdapterRecord) -> dict[str, object]:
         "digest": version and version.digest,
         "method": version and version.method,
         "lane": version and version.lane,
+        "approximate": version and version.approximate,
         "tags": _tags(adapter),
         "default_tag": adapter.default_tag,
         "versions": len(adapter.versions),
@@ -114,7 +116,7 @@ def _cells(adapter: AdapterRecord) -> tuple[str, ...]:
         version.label,
         short_digest(version.digest),
         version.method,
-        version.lane,
+        lane_text(version.lane, approximate=version.approximate),
         tags,
     )
 
@@ -132,6 +134,7 @@ def _shown(adapter: AdapterRecord, version: VersionRecord, manifest: Manifest) -
         "name": adapter.name,
         "version": version.label,
         **version.model_dump(mode="json", exclude={"adapter", "number"}),
+        "approximate": version.approximate,
         "tags": _tags_of(adapter, version),
         "default_tag": adapter.default_tag,
         "all_tags": _tags(adapter),
@@ -150,7 +153,7 @@ def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str,
         ("base", f"{version.base} ({short_digest(version.base_digest)})"),
         ("method", version.method),
         ("rank", "-" if version.rank is None else str(version.rank)),
-        ("lane", version.lane),
+        ("lane", lane_text(version.lane, approximate=version.approximate)),
         ("size", size(version.size_bytes)),
         ("tags", ", ".join(_tags_of(adapter, version)) or "-"),
         ("registered", local_time(version.registered_at)),
@@ -171,6 +174,19 @@ def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
         *(("composed from", part) for part in manifest.composed_from),
         *(("reason", reason) for reason in manifest.reasons),
         *(("note", text) for text in manifest.notes),
+        *(_approximation(manifest.approximation) if manifest.approximation else ()),
+    ]
+
+
+def _approximation(found: Approximation) -> list[tuple[str, str]]:
+    """What it loses; each module's figures are in the JSON."""
+    worst = found.worst
+    return [
+        ("approximate", f"rank {found.requested}, extracted from {found.extracted_from}"),
+        ("energy kept", f"{found.energy:.4%} of the change's"),
+        ("rounding", f"explains {found.noise:.4%} of the change's energy"),
+        ("error", f"{found.error:.4%}, at worst {worst.error:.4%} ({worst.module})"),
+        *(("left out", f"{it.parameter}, changed {it.change:.4%}") for it in found.left_out),
     ]
 
 
@@ -179,7 +195,7 @@ def _version_cells(adapter: AdapterRecord, version: VersionRecord) -> tuple[str,
         version.label,
         short_digest(version.digest),
         version.method,
-        version.lane,
+        lane_text(version.lane, approximate=version.approximate),
         size(version.size_bytes),
         local_time(version.registered_at),
         ", ".join(_tags_of(adapter, version)) or "-",

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from adapters.intake.alpha import check_alpha
-from adapters.models import Inspection, Registered
+from adapters.models import Approximate, Inspection, Registered
 from server.cli.backend import Watch
 from server.cli.complete import adapter_names, base_names
 from server.cli.options import Command
-from server.cli.output import clean, emit_json, fields, progress, say, short_digest, style
+from server.cli.output import (
+    clean,
+    emit_json,
+    fields,
+    lane_text,
+    progress,
+    say,
+    short_digest,
+    style,
+)
 from server.cli.session import Session, pass_session
 
 _SOURCE = click.argument("source", metavar="SOURCE", type=click.Path())
@@ -46,6 +57,32 @@ _ALPHA = click.option(
 )
 
 
+class _Rank(click.ParamType[Approximate]):
+    """A rank or `auto`."""
+
+    name = "rank"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Approximate:
+        """Whether an engine takes the rank is for the intake to say."""
+        if value == "auto":
+            return "auto"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a rank nor auto", param, ctx)
+
+
+_APPROXIMATE = click.option(
+    "--approximate",
+    type=_Rank(),
+    metavar="RANK|auto",
+    help="Make a plain LoRA of this rank out of a full fine-tune, for the hot lane: an "
+    "approximation, whose error is reported. auto: of each module what stands above rounding.",
+)
+
+
 @click.command(cls=Command)
 @_SOURCE
 @click.option(
@@ -68,6 +105,7 @@ _ALPHA = click.option(
 @click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
 @_PRIVATE
 @_ON_SERVER
+@_APPROXIMATE
 @pass_session
 def register(
     session: Session,
@@ -80,6 +118,7 @@ def register(
     dry_run: bool,
     allow_private_urls: bool,
     on_server: bool,
+    approximate: Approximate | None,
 ) -> None:
     """Check the artifact SOURCE tensor by tensor against BASE and make it a version of NAME.
 
@@ -101,6 +140,7 @@ def register(
                 watch=Watch(shown.step, shown.advance),
                 allow_private_urls=allow_private_urls,
                 on_server=on_server,
+                approximate=approximate,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -124,6 +164,7 @@ def register(
 @_ALPHA
 @_PRIVATE
 @_ON_SERVER
+@_APPROXIMATE
 @pass_session
 def inspect(
     session: Session,
@@ -133,6 +174,7 @@ def inspect(
     alpha: float | None,
     allow_private_urls: bool,
     on_server: bool,
+    approximate: Approximate | None,
 ) -> None:
     """Say what the artifact SOURCE is, how it would be served and what is wrong with it.
 
@@ -148,6 +190,7 @@ def inspect(
             watch=Watch(shown.step, shown.advance),
             allow_private_urls=allow_private_urls,
             on_server=on_server,
+            approximate=approximate,
         )
     if session.json:
         emit_json(found.model_dump(mode="json"))
@@ -170,7 +213,7 @@ def say_registered(registered: Registered, *, dry_run: bool) -> None:
             ("format", registered.format),
             ("method", registered.method),
             ("rank", "-" if registered.rank is None else str(registered.rank)),
-            ("lane", registered.lane),
+            ("lane", lane_text(registered.lane, approximate=registered.approximate)),
             ("tags", ", ".join(registered.tags) or "-"),
             *(("reason", reason) for reason in registered.reasons),
         ]
@@ -187,7 +230,7 @@ def _say_inspection(found: Inspection) -> None:
             ("trained on", found.base_by_trainer or "-"),
             ("trainer", found.trainer or "-"),
             ("targets", ", ".join(found.targets) or "-"),
-            ("lane", found.lane or "-"),
+            ("lane", lane_text(found.lane or "-", approximate=found.approximate)),
             *(("reason", reason) for reason in found.reasons),
         ]
     )

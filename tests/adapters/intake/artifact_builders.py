@@ -195,11 +195,6 @@ def moved_to(inside: str, *others: str) -> Build:
     return build
 
 
-def whole_model(folder: Path, base: BaseDescriptor) -> None:
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    save_file({"model.embed_tokens.weight": torch.zeros(4, 4)}, folder / "model.safetensors")
-
-
 def changed_embedding(folder: Path, base: BaseDescriptor) -> None:
     tensors, config = adapter_parts(base)
     embedding = next(spec for spec in base.modules if spec.kind == "embedding")

@@ -47,7 +47,6 @@ from tests.adapters.intake.artifact_builders import (
     set_value,
     two_adapters,
     two_spellings,
-    whole_model,
     with_bytes,
     with_config,
     with_config_text,
@@ -315,7 +314,6 @@ BAD: dict[str, Bad] = {
     "not-there": Bad(lambda folder, base: None, SourceUnreadable, ("does not exist",), "gone"),
     "empty-directory": Bad(lambda folder, base: None, UnknownFormat, ("no files",)),
     "a-file": Bad(with_files(lambda folder: None), SourceUnreadable, ("is a file",), WEIGHTS),
-    "whole-model": Bad(whole_model, UnknownFormat, ("whole model", "base add")),
     "no-weights": Bad(
         with_files(lambda folder: (folder / WEIGHTS).unlink()), DamagedArtifact, ("neither",)
     ),

@@ -77,10 +77,6 @@ REAL: dict[str, Real] = {
     "lycoris-lokr": Real("llama", "kohya", _ALL, "alpha/r = 3/1 = 3", method="lokr"),
     "lycoris-lokr-whole": Real("llama", "kohya", _ALL, "alpha/r = 1/1 = 1", method="lokr"),
 }
-# Made by the same scripts, but no plain LoRA.
-MERGED = {
-    "mlx-full": ("llama", "full-fine-tune", "a full fine-tune"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +141,6 @@ def test_dora_merged_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_path
     # The same through PEFT, which gets the magnitudes from what is stored.
     loaded = PeftModel.from_pretrained(_model(path), tmp_path)
     assert _apart(_logits(loaded), expected["after"]) < 3e-6 * size
-
-
-@pytest.mark.parametrize("name", MERGED)
-def test_what_is_no_plain_lora_is_said_to_be_merged(name: str, tiny: TinyBases) -> None:
-    base, method, title = MERGED[name]
-    found = examine(HERE / "artifacts" / name, bases=[("tiny", tiny[base][1])], format=None)
-    assert (found.lane, found.method) == (Lane.MERGED, method)
-    assert title in found.problems[0]
 
 
 def test_what_dpo_started_from_is_not_its_result(tiny: TinyBases, tmp_path: Path) -> None:

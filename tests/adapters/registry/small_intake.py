@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from adapters.compositions import Component, Recipe, formula
 from adapters.errors import BaseError, DamagedArtifact, SourceUnreadable
-from adapters.models import BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
+from adapters.models import Approximate, BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
 from adapters.registry.intake_port import Progress
 
 RANK = 4
@@ -52,6 +52,8 @@ class SmallIntake:
         bases: Sequence[tuple[str, BaseDescriptor]],
         format: str | None,
         alpha: float | None = None,
+        approximate: Approximate | None = None,
+        progress: Progress | None = None,
     ) -> Inspection:
         problems = () if (source / WEIGHTS).is_file() else (f"{source} has no {WEIGHTS}",)
         return Inspection(
@@ -73,6 +75,7 @@ class SmallIntake:
         format: str | None,
         alpha: float | None = None,
         progress: Progress | None = None,
+        approximate: Approximate | None = None,
     ) -> Manifest:
         weights = source / WEIGHTS
         if not weights.is_file():

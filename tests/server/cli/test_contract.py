@@ -116,6 +116,7 @@ def test_ls(place: Place) -> None:
         "version": "v2",
         "method": "lora",
         "lane": "hot",
+        "approximate": False,
         "tags": {"latest": "v2", "prod": "v1"},
         "default_tag": "latest",
         "versions": 2,

@@ -75,7 +75,7 @@ def make(name: str, work: Path) -> None:
         "lora_parameters": parameters,
         "batch_size": 4,
         "iters": 6,
-        "learning_rate": 0.05 if fine_tune != "full" else 0.01,
+        "learning_rate": 0.05 if fine_tune != "full" else 0.004,
         "val_batches": 1,
         "max_seq_length": 32,
         "adapter_path": str(folder),
@@ -87,8 +87,6 @@ def make(name: str, work: Path) -> None:
         checkpoint.unlink()
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace(str(folder), "adapters"))
-    if fine_tune == "full":
-        return  # no adapter: there is nothing to compare
     # From the files, as a user of the adapter has it.
     tuned, _ = load_model(base)
     after = logits(load_adapters(tuned, str(folder)))
