@@ -103,8 +103,8 @@ def plan_experts(raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
 def _no_experts(base: BaseDescriptor) -> NotServable | BaseMismatch:
     if any(re.search(r"\.experts(\.|$)", name) for name in base.parameters):
         return NotServable(
-            f"LoRA on experts is not supported for {base.architecture} with weights as this base "
-            "has them"
+            f"LoRA on the experts of {base.architecture}, or of weights that lie as this base's, "
+            "is not supported (if the base was added by an earlier version, add it again)"
         )
     return BaseMismatch("it has factors for experts, which the base does not have")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from adapters.bases.describe import describe_base
 from adapters.errors import (
@@ -22,6 +25,7 @@ from adapters.errors import (
 from adapters.intake.experts import plan_experts
 from adapters.intake.formats import read_artifact
 from adapters.intake.methods import recognise, refusal_of
+from adapters.intake.raw import LazyTensor, Provenance, RawAdapter
 from adapters.models import BaseDescriptor
 from tests.adapters.intake.mixtures import (
     RANK,
@@ -172,7 +176,7 @@ BAD: dict[str, Bad] = {
         _drop("base_model.model.model.layers.0.self_attn"), DamagedArtifact, ("self_attn.q_proj",)
     ),
     "all-attention-missing": Bad(
-        lambda tensors, _: [tensors.pop(n) for n in list(tensors) if "self_attn" in n] and None,
+        _drop(*(f"base_model.model.model.layers.{layer}.self_attn" for layer in (0, 1))),
         DamagedArtifact,
         ("self_attn.q_proj", "no tensors"),
     ),
@@ -295,3 +299,47 @@ def test_other_tuners_on_experts_are_not_taken_for_plain_lora(
     refusal = refusal_of(method, evidence, raw)
     assert type(refusal) is NotHotServable
     assert "only plain LoRA" in refusal.message
+
+
+_NAMES = st.lists(
+    st.sampled_from(
+        ["experts", "base_layer", "0", "3", "4", "gate_proj", "w2", "down_proj", "gate", "x"]
+    ),
+    max_size=3,
+)
+_SHAPES = st.lists(st.integers(0, 4).map(lambda n: (0, 1, 3, 12, 32)[n]), max_size=4)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    names=st.lists(st.tuples(_NAMES, st.sampled_from("AB"), _SHAPES), max_size=8),
+    targets=st.sampled_from([None, [], ["down_proj", "gate"], "all-linear", ".*experts.*"]),
+    parameters=st.sampled_from([None, [], ["down_proj"], ["gate.weight", "gate_up_proj"], [""]]),
+)
+def test_no_names_or_shapes_get_an_error_of_another_kind(
+    names: list[tuple[list[str], str, list[int]]],
+    targets: list[str] | str | None,
+    parameters: list[str] | None,
+    right: tuple[BaseDescriptor, Path],
+) -> None:
+    tensors = {
+        f"model.layers.1.mlp.{'.'.join(parts)}.lora_{side}.weight": LazyTensor(
+            "t", "F32", tuple(shape), partial(torch.zeros, tuple(shape))
+        )
+        for parts, side, shape in names
+    }
+    config = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 4,
+        "target_modules": targets,
+        "target_parameters": parameters,
+    }
+    raw = RawAdapter("peft", config, tensors, Provenance(Path(), ()))
+    try:
+        plan = plan_experts(raw, right[0])
+    except ArtifactError:
+        return
+    assert plan.problems or plan.edits
+    for edit in plan.edits:
+        assert all(tuple(tensor.load().shape) == tensor.shape for tensor in edit.inputs)
