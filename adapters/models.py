@@ -38,6 +38,28 @@ class ModuleSpec(Frozen):
     out_features: int
 
 
+class ExpertsSpec(Frozen):
+    """The experts of one layer of a mixture: down · (act(gate·x) ⊙ up·x), each of its own weights.
+
+    gate and up are [inner, hidden], down is [hidden, inner]. `name` is transformers' module, which
+    has them stacked: gate_up_proj [count, 2·inner, hidden], gate above up, and down_proj
+    [count, hidden, inner]. `stored` is its name in the checkpoint, which is stacked alike if
+    `fused`, else has a matrix `stored.<expert>.<leaf>.weight` each. `router` is the checkpoint's
+    name of the layer's router, whose weight is [count, hidden].
+    """
+
+    name: str
+    stored: str
+    count: int
+    hidden: int
+    inner: int
+    fused: bool
+    gate: str
+    up: str
+    down: str
+    router: str | None
+
+
 class BaseDescriptor(Frozen):
     """What intake must know of a base to check an adapter tensor by tensor."""
 
@@ -49,6 +71,8 @@ class BaseDescriptor(Frozen):
     context_length: int
     tied_embeddings: bool
     modules: tuple[ModuleSpec, ...]
+    # Of architectures in adapters/bases/experts.py; their weights are not among `modules`.
+    experts: tuple[ExpertsSpec, ...] = ()
     # Parameters that are not a module's own weight matrix (norms, biases): name -> shape.
     parameters: dict[str, tuple[int, ...]]
     # Input and output embedding, of which an adapter may bring a copy:

@@ -12,6 +12,7 @@ from typing import Any
 
 from adapters.bases.digest import digest_of
 from adapters.bases.embedding_lora import EMBEDDING_LORA
+from adapters.bases.experts import experts_of
 from adapters.bases.headers import TensorInfo
 from adapters.bases.shards import BaseFiles, open_base
 from adapters.errors import BaseError
@@ -73,6 +74,9 @@ def _describe(files: BaseFiles) -> BaseDescriptor:
         context_length=_context_length(text),
         tied_embeddings=tied,
         modules=modules,
+        experts=experts_of(
+            architecture, parameters, {name: info.shape for name, (_, info) in stored.items()}
+        ),
         parameters=parameters,
         embedding_weights=_embedding_weights(files, architecture, tied),
         attention_heads=_count(text, "num_attention_heads"),

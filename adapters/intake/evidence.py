@@ -21,6 +21,9 @@ Evidence = Callable[[RawAdapter], str | None]
 # and OLoRA have rows of their own.
 PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 
+# A tensor of an expert's or of all of them, and not of a shared one.
+EXPERTS = r"\.experts\."
+
 
 def tensor(pattern: str) -> Evidence:
     compiled = re.compile(pattern)
@@ -85,6 +88,14 @@ def miss_bat(raw: RawAdapter) -> str | None:
 def pvera_sampling(raw: RawAdapter) -> str | None:
     sampling = raw.config.get("peft_type") == "PVERA" and raw.config.get("sample_at_inference")
     return "sample_at_inference" if sampling else None
+
+
+def experts(raw: RawAdapter) -> str | None:
+    """Plain LoRA on the experts of a mixture."""
+    others = ("use_bdlora", "monteclora_config", "velora_config")
+    if raw.config.get("peft_type") != "LORA" or key(*others)(raw) is not None:
+        return None
+    return tensor(EXPERTS)(raw)
 
 
 def mutated_base(raw: RawAdapter) -> str | None:

@@ -309,6 +309,9 @@ def not_hot(spec: ModuleSpec, base: BaseDescriptor) -> str | None:
     if leaf == "kv_b_proj":
         # vllm/model_executor/layers/attention/mla_attention.py absorbs this weight for decoding.
         return "vLLM applies a LoRA on kv_b_proj to the prompt only, not to generated tokens"
+    if leaf == "shared_expert_gate":
+        # Measured on Qwen2-MoE: loaded, and the answer is the base's.
+        return "vLLM ignores a LoRA on the gate of a shared expert"
     return None
 
 

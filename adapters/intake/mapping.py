@@ -81,7 +81,8 @@ class ModuleIndex:
             before, after = name[: number.start()], name[number.end() :]
             there = self._numbers(before, after)
             if there:
-                return f"the base has layers {min(there)} to {max(there)} there"
+                what = "experts" if before.endswith(".experts.") else "layers"
+                return f"the base has {what} {min(there)} to {max(there)} there"
         nearest = self.nearest(name)
         return f"the nearest one is '{nearest}'" if nearest else "the base has nothing like it"
 

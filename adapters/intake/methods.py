@@ -19,9 +19,11 @@ from adapters.intake.bdlora import plan_bdlora
 from adapters.intake.deft import plan_deft
 from adapters.intake.delora import plan_delora
 from adapters.intake.evidence import (
+    EXPERTS,
     Evidence,
     anything,
     either,
+    experts,
     init,
     key,
     miss_bat,
@@ -33,6 +35,7 @@ from adapters.intake.evidence import (
     tuner,
     value_head_file,
 )
+from adapters.intake.experts import plan_experts
 from adapters.intake.extraction import extract
 from adapters.intake.gralora import plan_gralora
 from adapters.intake.hra import plan_hra
@@ -50,6 +53,7 @@ from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.qalora import plan_qalora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
+from adapters.intake.routers import plan_router
 from adapters.intake.sampled import plan_sampled
 from adapters.intake.tinylora import plan_tinylora
 from adapters.intake.trainable_tokens import plan_tokens, without_tokens
@@ -247,9 +251,18 @@ METHODS: tuple[Method, ...] = (
     Method(
         "moe-experts",
         "LoRA on experts",
-        either(tensor(r"\.experts\.|\.experts\.?lora_|\.switch_mlp\."), key("target_parameters")),
+        experts,
         Lane.MERGED,
-        f"LoRA on the experts of a mixture is not supported yet; until then {_MERGE}",
+        f"vLLM's CPU engine applies no LoRA to the experts of a mixture; {_MERGE}",
+        to_merge=plan_experts,
+        limits="architectures in adapters/bases/experts.py",
+    ),
+    Method(
+        "moe-other",
+        "another tuner on experts",
+        tensor(EXPERTS),
+        Lane.MERGED,
+        f"of methods on the experts of a mixture only plain LoRA is supported; {_MERGE}",
     ),
     Method(
         "kasa",
@@ -344,6 +357,14 @@ METHODS: tuple[Method, ...] = (
         either(tensor(r"\.lora_velora_embed(\.|$)"), key("velora_config")),
         Lane.HOT,
         to_lora=plan_sampled,
+    ),
+    Method(
+        "moe-router",
+        "LoRA with routers",
+        either(tensor(r"\.(gate|router)\.lora_[AB]"), key("target_parameters")),
+        Lane.HOT,
+        to_lora=plan_router,
+        limits="architectures in adapters/bases/experts.py; of target_parameters, routers only",
     ),
     Method("rslora", "rsLoRA", key("use_rslora"), Lane.HOT, None, plan_lora, plan_lora_merge),
     Method("lora", "LoRA", anything, Lane.HOT, None, plan_lora, plan_lora_merge),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 WEIGHTS = "adapters.safetensors"
 _KEYS = ("fine_tune_type", "lora_parameters")
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])")
+_EXPERTS = re.compile(r"(?P<block>.+)\.switch_mlp\.(?P<leaf>[^.]+)")
 _EMBEDDING = "model.embed_tokens"
 
 
@@ -97,7 +98,12 @@ def _sorted(found: dict[str, LazyTensor]) -> tuple[dict[str, Factors], dict[str,
     others: dict[str, LazyTensor] = {}
     for name, tensor in found.items():
         key = _LORA.fullmatch(name)
-        if key is not None:
+        experts = _EXPERTS.fullmatch(key["module"]) if key is not None else None
+        if key is not None and experts is not None:
+            # Stacked [E, r, in] and [E, out, r]: not turned.
+            module = f"{experts['block']}.experts.{experts['leaf']}"
+            translate.put(factors, module, key["side"].upper(), tensor)
+        elif key is not None:
             translate.put(factors, key["module"], key["side"].upper(), transposed(tensor))
             factors[key["module"]].embedding = key["module"] == _EMBEDDING
         elif name.endswith(".m"):

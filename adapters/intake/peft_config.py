@@ -83,9 +83,8 @@ class LoraSettings:
             return frozenset(
                 n for n in names if matches(pattern, n, "target_modules", budget, full=True)
             )
-        return frozenset(
-            n for n in names if _ends_in(n, frozenset(self.targets)) and self._in_layers(n, budget)
-        )
+        targets = frozenset(self.targets)
+        return frozenset(n for n in names if _ends_in(n, targets) and self._in_layers(n, budget))
 
     def _is_excluded(self, name: str, budget: Budget) -> bool:
         if not self.excluded:

@@ -18,7 +18,10 @@ from adapters.models import BaseDescriptor
 
 @dataclass(slots=True)
 class Factors:
-    """One module's factors in PEFT's layout: A [r, in], B [out, r]; one may be missing."""
+    """One module's factors in PEFT's layout: A [r, in], B [out, r]; one may be missing.
+
+    Those of experts may be stacked: A [E, r, in], B [E, out, r].
+    """
 
     a: LazyTensor | None = None
     b: LazyTensor | None = None
@@ -27,8 +30,8 @@ class Factors:
     @property
     def rank(self) -> int:
         """From the tensors: trainers' configs may say otherwise than what was trained."""
-        for tensor, axis in ((self.b, 1), (self.a, 0)):
-            if tensor is not None and len(tensor.shape) == 2:
+        for tensor, axis in ((self.b, -1), (self.a, -2)):
+            if tensor is not None and len(tensor.shape) in (2, 3):
                 if tensor.shape[axis] > MAX_RANK:
                     raise InvalidConfig(
                         f"tensor '{tensor.name}' has rank {tensor.shape[axis]}; "

@@ -7,6 +7,7 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
     orphans.py    no engine process outlives the one that started it
     resolver.py   engine name (sha256-<hex>) -> the directory in the store, under a lease
     patches.py    every change to vLLM itself, each with its reason and version
+    mixtures.py   mixtures of experts: served at all, and without LoRA on the experts
     punica.py     the CPU LoRA arithmetic: spans.py (who needs what), packs.py (weights)
 
 Environment: `ADAPTERCTL_ENGINE_STORE` is the store's root, `ADAPTERCTL_ENGINE_ID` the name under

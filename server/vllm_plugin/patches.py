@@ -16,6 +16,8 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
+from server.vllm_plugin import mixtures
+
 logger = logging.getLogger("vllm.adapterctl.patches")
 
 SUPPORTED = "0.32."
@@ -32,6 +34,7 @@ def install() -> None:
     require_supported(vllm.__version__)
     _replace_lora_arithmetic()
     _zero_new_cache_blocks()
+    mixtures.install()
 
 
 def install_in_worker() -> None:
@@ -42,6 +45,7 @@ def install_in_worker() -> None:
     require_supported(vllm.__version__)
     _route_prompt_logits()
     _refuse_unusable_adapters()
+    mixtures.install_in_worker()
 
 
 def require_supported(version: str) -> None:

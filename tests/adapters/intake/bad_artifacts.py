@@ -290,8 +290,8 @@ BAD: dict[str, Bad] = {
     ),
     "target-parameters": Bad(
         with_config(target_parameters=["mlp.experts.gate_up_proj"]),
-        NotHotServable,
-        ("target_parameters",),
+        DamagedArtifact,
+        ("mlp.experts.gate_up_proj", "no tensors"),
     ),
     # Nothing serves these.
     "activated-lora": Bad(

@@ -3,12 +3,13 @@
 Made with mlx-lm 0.32.2 and mlx[cpu] 0.32.4, in an environment of their own:
 
     pip install 'mlx[cpu]==0.32.4' mlx-lm==0.32.2
-    python -m tests.adapters.intake.trainers.make_mlx
+    python -m tests.adapters.intake.trainers.make_mlx [NAME ...]
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import types
 from pathlib import Path
@@ -31,6 +32,7 @@ KINDS: dict[str, tuple[str, str, int, list[str] | None]] = {
     "mlx-lora": ("llama", "lora", 2, None),
     "mlx-qwen3": ("qwen3", "lora", 1, ATTENTION + MLP),
     "mlx-tied-embedding": ("llama-tied", "lora", 2, ["model.embed_tokens", "self_attn.q_proj"]),
+    "mlx-experts": ("qwen3-moe", "lora", 1, None),
     "mlx-dora": ("llama", "dora", 1, ["self_attn.q_proj"]),
     "mlx-full": ("llama", "full", 1, None),
 }
@@ -96,7 +98,7 @@ def make(name: str, work: Path) -> None:
 def main() -> None:
     (HERE / "expected").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        for name in KINDS:
+        for name in sys.argv[1:] or KINDS:
             make(name, Path(work))
 
 

@@ -64,6 +64,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_positions": 64,
         "tie_word_embeddings": True,
     },
+    "qwen3-moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "tie_word_embeddings": False,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
 }
 
 
@@ -75,7 +87,7 @@ def weights_of(kind: str) -> dict[str, np.ndarray[Any, Any]]:
     """Hugging Face's names, fp32."""
     config = config_of(kind)
     stream = np.random.RandomState(20)
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    hidden = config["hidden_size"]
     head = config.get("head_dim", hidden // config["num_attention_heads"])
     q, kv = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, hidden)}
@@ -86,12 +98,18 @@ def weights_of(kind: str) -> dict[str, np.ndarray[Any, Any]]:
             if kind == "qwen2":
                 shapes[f"{stem}.self_attn.{name}_proj.bias"] = (rows,)
         shapes[f"{stem}.self_attn.o_proj.weight"] = (hidden, q)
-        if kind == "qwen3":
+        if kind.startswith("qwen3"):
             shapes[f"{stem}.self_attn.q_norm.weight"] = (head,)
             shapes[f"{stem}.self_attn.k_norm.weight"] = (head,)
-        shapes[f"{stem}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{stem}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{stem}.mlp.down_proj.weight"] = (hidden, inner)
+        blocks, inner = [f"{stem}.mlp"], config["intermediate_size"]
+        if "num_experts" in config:
+            shapes[f"{stem}.mlp.gate.weight"] = (config["num_experts"], hidden)
+            blocks = [f"{stem}.mlp.experts.{expert}" for expert in range(config["num_experts"])]
+            inner = config["moe_intermediate_size"]
+        for block in blocks:
+            shapes[f"{block}.gate_proj.weight"] = (inner, hidden)
+            shapes[f"{block}.up_proj.weight"] = (inner, hidden)
+            shapes[f"{block}.down_proj.weight"] = (hidden, inner)
         shapes[f"{stem}.input_layernorm.weight"] = (hidden,)
         shapes[f"{stem}.post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
