@@ -63,7 +63,12 @@ class SeededIntake:
         )
 
     def examine(
-        self, source: Path, *, bases: Sequence[tuple[str, BaseDescriptor]], format: str | None
+        self,
+        source: Path,
+        *,
+        bases: Sequence[tuple[str, BaseDescriptor]],
+        format: str | None,
+        alpha: float | None = None,
     ) -> Inspection:
         raise NotImplementedError("the benchmark inspects nothing")
 
@@ -74,6 +79,7 @@ class SeededIntake:
         base: BaseDescriptor,
         staging: Path,
         format: str | None,
+        alpha: float | None = None,
         progress: Progress | None = None,
     ) -> Manifest:
         seeded = np.random.default_rng(int(source.name))
