@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +123,15 @@ def test_a_base_that_is_none(catalog: Catalog, tmp_path: Path) -> None:
         with pytest.raises(BaseError):
             catalog.base_add("other", path)
     assert [base.name for base in catalog.bases()] == ["tiny"]
+
+
+@pytest.mark.parametrize("form", ["zip", "gztar", "tar"])
+def test_an_archive_with_the_pair_at_its_root(
+    form: str, catalog: Catalog, adapter: Callable[[int, int], str], tmp_path: Path
+) -> None:
+    """As Together takes and gives adapters."""
+    source = adapter(16, 1)
+    plain = catalog.register(source, name="plain", base="tiny")
+    packed = shutil.make_archive(str(tmp_path / "adapter"), form, source)
+    done = catalog.register(packed, name="packed", base="tiny")
+    assert (done.digest, done.format) == (plain.digest, "peft")

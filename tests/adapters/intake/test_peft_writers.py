@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,184 +29,54 @@ from adapters.errors import (
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import (
-    PREFIX,
     WEIGHTS,
     Config,
     Tensors,
     adapter_parts,
     write_parts,
 )
-
-# Writes an artifact into the empty folder and returns what to register.
-Layout = Callable[[Path, Tensors, Config], Path]
-
-
-def _root(folder: Path, tensors: Tensors, config: Config, **values: Any) -> Path:
-    write_parts(folder, tensors, {**config, **values})
-    return folder
-
-
-def _unsloth(folder: Path, tensors: Tensors, config: Config) -> Path:
-    name = "unsloth/tiny-unsloth-bnb-4bit"
-    (_root(folder, tensors, config, base_model_name_or_path=name) / "README.md").write_text(
-        "tags:\n- unsloth\n"
-    )
-    return folder
-
-
-def _axolotl(folder: Path, tensors: Tensors, config: Config) -> Path:
-    (folder / "merged").mkdir()
-    (folder / "merged" / "config.json").write_text("{}")
-    (folder / "merged" / "model.safetensors").touch()
-    (folder / "debug.log").touch()
-    write_parts(folder / "checkpoint-9", tensors, config)
-    return _root(folder, tensors, config)
-
-
-def _llama_factory(folder: Path, tensors: Tensors, config: Config) -> Path:
-    """The output directory of a run with pissa_convert, whose result is in pissa_converted."""
-    for name in ("pissa_init", "pissa_backup"):
-        write_parts(folder / name, {k: v * 3 for k, v in tensors.items()}, config)
-    write_parts(folder / "pissa_converted", tensors, config)
-    (folder / "trainer_log.jsonl").touch()
-    return folder
-
-
-def _swift(folder: Path, tensors: Tensors, config: Config) -> Path:
-    (folder / "args.json").write_text("{}")
-    (folder / "additional_config.json").write_text('{"lora_dtype": null}')
-    (folder / "training_args.bin").touch()
-    write_parts(folder / "initial_model", {k: v * 3 for k, v in tensors.items()}, config)
-    return _root(folder, tensors, config)
-
-
-def _swift_native(folder: Path, tensors: Tensors, config: Config) -> Path:
-    renamed = {
-        name.removeprefix(PREFIX).replace(".weight", ".default.weight"): value
-        for name, value in tensors.items()
-    }
-    own = {"swift_type": "LORA", "use_merged_linear": False, "enable_lora": None, "peft_type": None}
-    write_parts(folder / "default", renamed, {**config, **own})
-    (folder / "configuration.json").write_text("{}")
-    return folder
-
-
-def _autotrain(folder: Path, tensors: Tensors, config: Config) -> Path:
-    (folder / "training_params.json").write_text("{}")
-    return _root(folder, tensors, config)
-
-
-def _ludwig(folder: Path, tensors: Tensors, config: Config) -> Path:
-    write_parts(folder / "model" / "model_weights", tensors, config)
-    (folder / "description.json").write_text("{}")
-    (folder / "model" / "model_hyperparameters.json").write_text("{}")
-    return folder
-
-
-def _ludwig_model(folder: Path, tensors: Tensors, config: Config) -> Path:
-    return _ludwig(folder, tensors, config) / "model"
-
-
-def _h2o(folder: Path, tensors: Tensors, config: Config) -> Path:
-    write_parts(folder / "adapter_model", tensors, config)
-    (folder / "checkpoint.pth").touch()
-    (folder / "cfg.yaml").write_text("training:\n    lora_unfreeze_layers: !!python/tuple []\n")
-    return folder
-
-
-def _pickle(folder: Path, tensors: Tensors, config: Config) -> Path:
-    _root(folder, tensors, config)
-    (folder / WEIGHTS).unlink()
-    torch.save(tensors, folder / "adapter_model.bin")
-    return folder
-
-
-def _openrlhf(folder: Path, tensors: Tensors, config: Config) -> Path:
-    (folder / "config.json").write_text("{}")
-    (folder / "tokenizer_config.json").write_text("{}")
-    return _pickle(folder, tensors, config)
-
-
-def _verl(folder: Path, tensors: Tensors, config: Config) -> Path:
-    write_parts(folder / "actor" / "lora_adapter", tensors, config)
-    (folder / "actor" / "fsdp_config.json").write_text("{}")
-    return folder
-
-
-def _automodel(folder: Path, tensors: Tensors, config: Config) -> Path:
-    modules = sorted({name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors})
-    minimal = {
-        "task_type": "CAUSAL_LM",
-        "peft_type": "LORA",
-        "r": config["r"],
-        "lora_alpha": config["lora_alpha"],
-        "target_modules": modules,
-        "bias": "none",
-        "base_model_name_or_path": "N/A",
-    }
-    write_parts(folder / "model", tensors, minimal)
-    (folder / "model" / "automodel_peft_config.json").write_text('{"dropout": 0.0}')
-    (folder / "optim").mkdir()
-    (folder / "optim" / "__0_0.distcp").touch()
-    return folder
-
-
-def _torchtune_pair(folder: Path, tensors: Tensors, config: Config) -> Path:
-    kept = ("r", "lora_alpha", "target_modules", "peft_type")
-    write_parts(folder, tensors, {key: config[key] for key in kept})
-    return folder
-
-
-def _fireworks(folder: Path, tensors: Tensors, config: Config) -> Path:
-    (folder / "fireworks.json").write_text('{"has_lora": true}')
-    return _root(folder, tensors, config)
-
-
-def _deepspeed(folder: Path, tensors: Tensors, config: Config) -> Path:
-    infixed = {name.replace(".weight", ".default.weight"): t for name, t in tensors.items()}
-    return _root(folder, infixed, config)
-
-
-def _trl(folder: Path, tensors: Tensors, config: Config) -> Path:
-    """DPO on an adapter that was there before: its frozen copy is saved beside the result."""
-    for name in ("ref", "checkpoint-2", "checkpoint-4"):
-        write_parts(folder / name, {k: v * 3 for k, v in tensors.items()}, config)
-    (folder / "training_args.bin").touch()
-    return _root(folder, tensors, config)
-
-
-def _trl_two(folder: Path, tensors: Tensors, config: Config) -> Path:
-    """The same with adapters named by the user, as TRL's documentation does it."""
-    write_parts(folder / "reference", {k: v * 3 for k, v in tensors.items()}, config)
-    write_parts(folder / "train", tensors, config)
-    return folder
-
-
-def _trl_checkpoint(folder: Path, tensors: Tensors, config: Config) -> Path:
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"):
-        (_root(folder / "checkpoint-4", tensors, config) / name).touch()
-    return folder / "checkpoint-4"
-
+from tests.adapters.intake.writer_layouts import (
+    Layout,
+    automodel,
+    autotrain,
+    axolotl,
+    deepspeed,
+    fireworks,
+    h2o,
+    llama_factory,
+    ludwig,
+    ludwig_model,
+    openrlhf,
+    root_layout,
+    swift_layout,
+    swift_native,
+    torchtune_pair,
+    trl,
+    trl_checkpoint,
+    trl_two,
+    unsloth,
+    verl,
+)
 
 RIGHT: dict[str, Layout] = {
-    "unsloth": _unsloth,
-    "axolotl": _axolotl,
-    "llama-factory": _llama_factory,
-    "swift": _swift,
-    "swift-native": _swift_native,
-    "autotrain": _autotrain,
-    "ludwig": _ludwig,
-    "ludwig-model": _ludwig_model,
-    "h2o": _h2o,
-    "openrlhf": _openrlhf,
-    "verl": _verl,
-    "automodel": _automodel,
-    "torchtune-pair": _torchtune_pair,
-    "fireworks": _fireworks,
-    "deepspeed-names": _deepspeed,
-    "trl-dpo": _trl,
-    "trl-two-adapters": _trl_two,
-    "trl-checkpoint": _trl_checkpoint,
+    "unsloth": unsloth,
+    "axolotl": axolotl,
+    "llama-factory": llama_factory,
+    "swift": swift_layout,
+    "swift-native": swift_native,
+    "autotrain": autotrain,
+    "ludwig": ludwig,
+    "ludwig-model": ludwig_model,
+    "h2o": h2o,
+    "openrlhf": openrlhf,
+    "verl": verl,
+    "automodel": automodel,
+    "torchtune-pair": torchtune_pair,
+    "fireworks": fireworks,
+    "deepspeed-names": deepspeed,
+    "trl-dpo": trl,
+    "trl-two-adapters": trl_two,
+    "trl-checkpoint": trl_checkpoint,
 }
 
 
@@ -233,7 +102,7 @@ def test_a_quantized_copy_is_the_base_it_was_made_from(
     llama: BaseDescriptor, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    source = _unsloth(tmp_path / "run", *adapter_parts(llama))
+    source = unsloth(tmp_path / "run", *adapter_parts(llama))
     bases = [("other", llama), ("tiny", llama)]
     found = examine(source, bases=bases, format=None)
     assert found.base == "tiny"
@@ -268,22 +137,22 @@ def _empty(*files: str, folders: tuple[str, ...] = ()) -> Layout:
 
 
 def _fast_pissa(folder: Path, tensors: Tensors, config: Config) -> Path:
-    _llama_factory(folder, tensors, config)
-    return _root(folder, tensors, config, init_lora_weights="pissa_niter_16")
+    llama_factory(folder, tensors, config)
+    return root_layout(folder, tensors, config, init_lora_weights="pissa_niter_16")
 
 
 def _lora_ga(folder: Path, tensors: Tensors, config: Config) -> Path:
     write_parts(folder / "converted" / "default", tensors, config)
-    return _root(folder, tensors, config, init_lora_weights="lora-ga")
+    return root_layout(folder, tensors, config, init_lora_weights="lora-ga")
 
 
 def _swift_other(**values: Any) -> Layout:
-    return lambda folder, tensors, config: _root(folder, tensors, config, **values)
+    return lambda folder, tensors, config: root_layout(folder, tensors, config, **values)
 
 
 def _h2o_with(name: str, text: str = "") -> Layout:
     def build(folder: Path, tensors: Tensors, config: Config) -> Path:
-        (_h2o(folder, tensors, config) / name).write_text(text)
+        (h2o(folder, tensors, config) / name).write_text(text)
         return folder
 
     return build
@@ -291,18 +160,18 @@ def _h2o_with(name: str, text: str = "") -> Layout:
 
 def _value_head(folder: Path, tensors: Tensors, config: Config) -> Path:
     (folder / "value_head.safetensors").touch()
-    return _root(folder, tensors, config)
+    return root_layout(folder, tensors, config)
 
 
 def _forty_bytes(folder: Path, tensors: Tensors, config: Config) -> Path:
-    _root(folder, tensors, config)
+    root_layout(folder, tensors, config)
     save_file({}, folder / WEIGHTS, metadata={"format": "pt"})
     assert (folder / WEIGHTS).stat().st_size == 40
     return folder
 
 
 def _zero_size(folder: Path, tensors: Tensors, config: Config) -> Path:
-    return _root(folder, {name: torch.zeros(0) for name in tensors}, config)
+    return root_layout(folder, {name: torch.zeros(0) for name in tensors}, config)
 
 
 def _checkpoints(folder: Path, tensors: Tensors, config: Config) -> Path:
@@ -312,20 +181,20 @@ def _checkpoints(folder: Path, tensors: Tensors, config: Config) -> Path:
 
 
 def _alpha_0(folder: Path, tensors: Tensors, config: Config) -> Path:
-    return _verl(folder, tensors, {**config, "lora_alpha": 0})
+    return verl(folder, tensors, {**config, "lora_alpha": 0})
 
 
 WRONG: dict[str, Wrong] = {
     "pissa-init": Wrong(
-        _inside(_llama_factory, "pissa_init"), NotServable, ("register pissa_converted",)
+        _inside(llama_factory, "pissa_init"), NotServable, ("register pissa_converted",)
     ),
     "pissa-backup": Wrong(
-        _inside(_llama_factory, "pissa_backup"), NotServable, ("register pissa_converted",)
+        _inside(llama_factory, "pissa_backup"), NotServable, ("register pissa_converted",)
     ),
     "fast-pissa": Wrong(_fast_pissa, NotHotServable, ("pissa_niter_16", "pissa_converted, where")),
     "value-head": Wrong(_value_head, NotServable, ("value_head.safetensors", "reward model")),
     "swift-initial-model": Wrong(
-        _inside(_swift, "initial_model"), NotServable, ("register converted/default",)
+        _inside(swift_layout, "initial_model"), NotServable, ("register converted/default",)
     ),
     "swift-lora-ga": Wrong(_lora_ga, NotHotServable, ("lora-ga", "converted/default, where")),
     "swift-tuner": Wrong(_swift_other(swift_type="REFT"), InvalidConfig, ("'REFT'", "ms-swift")),
@@ -350,8 +219,8 @@ WRONG: dict[str, Wrong] = {
     "verl-alpha-0": Wrong(_alpha_0, InvalidConfig, ("lora_alpha is 0", "verl")),
     "deepspeed-40-bytes": Wrong(_forty_bytes, DamagedArtifact, ("no LoRA tensors", "ZeRO-3")),
     "deepspeed-zero-size": Wrong(_zero_size, DamagedArtifact, ("[0]", "ZeRO-3")),
-    "trl-reference": Wrong(_inside(_trl, "ref"), NotServable, ("'ref'", "DPO", "instead")),
-    "trl-reference-of-two": Wrong(_inside(_trl_two, "reference"), NotServable, ("DPO",)),
+    "trl-reference": Wrong(_inside(trl, "ref"), NotServable, ("'ref'", "DPO", "instead")),
+    "trl-reference-of-two": Wrong(_inside(trl_two, "reference"), NotServable, ("DPO",)),
     "trl-checkpoints": Wrong(_checkpoints, AmbiguousFormat, ("checkpoint-10",)),
     "xtuner": Wrong(_empty("iter_500.pth"), UnknownFormat, ("XTuner", "pth_to_hf")),
     "xtuner-deepspeed": Wrong(
@@ -410,7 +279,7 @@ def test_torchtunes_pair_for_qwen_is_refused(
     """Its export reorders rows that were never reordered: see docs/intake.md for the figures."""
     base = bases["qwen3"][1]
     (tmp_path / "run").mkdir()
-    source = _torchtune_pair(tmp_path / "run", *adapter_parts(base))
+    source = torchtune_pair(tmp_path / "run", *adapter_parts(base))
     with pytest.raises(BaseMismatch, match="--format torchtune"):
         _stored(source, base, tmp_path / "staging")
     path = source / "adapter_config.json"

@@ -167,6 +167,19 @@ def test_alpha_is_asked_for_where_the_artifact_has_none(tiny: TinyBases, tmp_pat
     assert "alpha = 6 was given with --alpha" in manifest.notes
 
 
+@pytest.mark.parametrize("name", ["mlx-lora", "litgpt-default", "lycoris-locon", "trl-kto"])
+def test_an_alpha_that_contradicts_the_artifact(name: str, tiny: TinyBases, tmp_path: Path) -> None:
+    """Whatever the format: what the artifact says of its strength is never overridden."""
+    _, base = tiny["llama"]
+    with pytest.raises(InvalidConfig, match="--alpha 7 contradicts the artifact"):
+        take_in(HERE / "artifacts" / name, base=base, staging=tmp_path, format=None, alpha=7)
+    stored = 10 if name == "mlx-lora" else 6
+    taken = take_in(
+        HERE / "artifacts" / name, base=base, staging=tmp_path, format=None, alpha=stored
+    )
+    assert not [note for note in taken.notes if "alpha" in note]
+
+
 def test_parts_of_a_joint_layer_are_not_guessed(tiny: TinyBases, tmp_path: Path) -> None:
     _, base = tiny["gpt2"]
     source = HERE / "artifacts/loralib-gpt2-part"
