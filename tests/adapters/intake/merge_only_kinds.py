@@ -24,7 +24,8 @@ class Kind:
     """A tuner's config class and values; `parts` are its tensors' names after the module's.
 
     Trained parameters are set to noise of `spread`, added to what PEFT starts from if `around`.
-    `patched` is what PEFT needs around it, `tolerance` what its own fp32 steps leave.
+    `patched` is what PEFT needs around it, `tolerance` what its own fp32 steps leave in logits,
+    `weights` what they leave in merged weights.
     """
 
     config: str
@@ -34,6 +35,7 @@ class Kind:
     spread: float = 0.25
     around: bool = False
     tolerance: float = 1e-6
+    weights: float = 1e-12
     patched: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
@@ -44,7 +46,9 @@ def _ia3(targets: list[str], forward: Any, *bases: str) -> Kind:
 
 def _oft(values: dict[str, Any], *bases: str) -> Kind:
     values = {"target_modules": ALL, "oft_block_size": 8, **values}
-    return Kind("OFTConfig", values, ("oft_R.weight",), bases or BOTH)
+    # PEFT divides COFT's eps by a root in fp32.
+    weights = 1e-8 if "coft" in values else 1e-12
+    return Kind("OFTConfig", values, ("oft_R.weight",), bases or BOTH, weights=weights)
 
 
 class _BlockDiagonal:
@@ -77,12 +81,13 @@ def _ln(targets: list[str], *bases: str) -> Kind:
 def _fourier(values: dict[str, Any], *bases: str) -> Kind:
     values = {"target_modules": ALL, **values}
     # PEFT transforms in fp32.
-    return Kind("FourierFTConfig", values, ("fourierft_spectrum",), bases or BOTH)
+    parts = ("fourierft_spectrum",)
+    return Kind("FourierFTConfig", values, parts, bases or BOTH, spread=0.1, weights=1e-6)
 
 
 def _c3a(values: dict[str, Any]) -> Kind:
     # PEFT computes in fp32.
-    return Kind("C3AConfig", {"target_modules": ALL, **values}, ("c3a_kernel",))
+    return Kind("C3AConfig", {"target_modules": ALL, **values}, ("c3a_kernel",), weights=1e-6)
 
 
 def _wave(values: dict[str, Any], *bases: str) -> Kind:

@@ -13,7 +13,7 @@ from adapters.errors import ArtifactError
 from adapters.intake.merging import MergePlan
 from adapters.models import BaseDescriptor
 from tests.adapters.intake.artifact_builders import Config, Tensors, write_parts
-from tests.adapters.intake.bad_merge_only import BAD_MERGE_ONLY, PARTS
+from tests.adapters.intake.bad_merge_only import BAD_MERGE_ONLY, PARTS, Spoilt
 from tests.adapters.intake.merge_only_kinds import KINDS
 from tests.adapters.intake.test_merge_only import plan_of, save_trained
 
@@ -65,14 +65,35 @@ def test_is_refused_by_name(
     name: str, right: dict[str, tuple[Tensors, Config]], merge_bases: Bases, tmp_path: Path
 ) -> None:
     bad = BAD_MERGE_ONLY[name]
+    refused = _refused(bad, right, merge_bases, tmp_path / "artifact")
+    assert type(refused) is bad.error, refused.message
+    for part in bad.says:
+        assert part in refused.message
+    assert "\n" not in refused.message
+    assert len(refused.message) < 700
+
+
+def _refused(
+    bad: Spoilt, right: dict[str, tuple[Tensors, Config]], merge_bases: Bases, folder: Path
+) -> ArtifactError:
     tensors, config = right[bad.of]
     tensors, config = dict(tensors), deepcopy(config)
     bad.change(tensors, config)
-    write_parts(tmp_path / "artifact", tensors, config)
+    write_parts(folder, tensors, config)
     with pytest.raises(ArtifactError) as refused:
-        _prove(plan_of(tmp_path / "artifact", merge_bases[_base(bad.of)][1]))
-    assert type(refused.value) is bad.error, refused.value.message
-    for part in bad.says:
-        assert part in refused.value.message
-    assert "\n" not in refused.value.message
-    assert len(refused.value.message) < 700
+        _prove(plan_of(folder, merge_bases[_base(bad.of)][1]))
+    return refused.value
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_no_refusal_says_what_another_artifact_says(
+    kind: str, right: dict[str, tuple[Tensors, Config]], merge_bases: Bases, tmp_path: Path
+) -> None:
+    """Sentences must tell faults apart: two that read the same name nothing."""
+    said: dict[str, str] = {}
+    for name, bad in BAD_MERGE_ONLY.items():
+        if bad.of != kind:
+            continue
+        message = _refused(bad, right, merge_bases, tmp_path / name).message
+        assert message not in said, f"{name} and {said[message]} say the same: {message}"
+        said[message] = name

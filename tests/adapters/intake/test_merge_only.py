@@ -19,6 +19,7 @@ from adapters.intake.methods import recognise
 from adapters.intake.peft_types import PEFT_TYPES
 from adapters.intake.pipeline import take_in
 from adapters.models import BaseDescriptor, Lane
+from tests.adapters.intake.bad_merge_only import PARTS
 from tests.adapters.intake.conftest import VOCABULARY
 from tests.adapters.intake.merge_only_kinds import KINDS, Kind
 
@@ -126,8 +127,12 @@ def test_the_edited_base_answers_as_peft(
         assert error <= kind.tolerance, f"{error} of an effect of {effect}"
         if "tied" not in base:
             # With tied embeddings PEFT's own merge changes both.
-            merged = _logits(unmerged.merge_and_unload(safe_merge=True))
-            assert _difference(edited, merged) <= kind.tolerance
+            merged = unmerged.merge_and_unload(safe_merge=True)
+            assert _difference(edited, _logits(merged)) <= kind.tolerance
+            # Llama's norms compute in fp32; the weights themselves are compared in fp64.
+            ours = carried_out(plan, path).state_dict()
+            for parameter, theirs in merged.state_dict().items():
+                assert _difference(ours[parameter], theirs) <= kind.weights, parameter
         again = plan_of(stored(plan, tmp_path / "stored"), descriptor)
         assert again.problems == ()
         _assert_equal(plan, again)
@@ -152,7 +157,7 @@ def _of(edit: Any) -> tuple[Any, ...]:
     return edit.parameter, edit.shape, edit.reads, edit.module, [t.shape for t in edit.inputs]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", PARTS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 def test_planning_twice_gives_the_same_and_an_adapters_name_goes(
     name: str, merge_bases: Bases, tmp_path: Path
