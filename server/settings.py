@@ -69,6 +69,10 @@ class ServeSettings(Frozen):
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest request body in bytes."
     )
+    client_templates: bool = Field(
+        False,
+        description="Let requests bring a `chat_template`: a program that the engine then runs.",
+    )
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )

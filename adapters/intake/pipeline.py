@@ -64,6 +64,7 @@ def take_in(
         source=str(source),
         source_sha256=source_sha256(from_trainer.files),
         notes=from_trainer.notes + plan.notes + _idle_note(proved),
+        tensor_dtypes=tuple(sorted({tensor.dtype for tensor in raw.tensors.values()})),
     )
 
 

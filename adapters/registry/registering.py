@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.errors import AlreadyExists, BaseNotFound
+from adapters.errors import AlreadyExists, ArtifactError, BaseNotFound
 from adapters.models import BaseDescriptor, Inspection, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
+from adapters.serving.document import SERVING_FILE, Serving, ServingChoice
 from adapters.sources.policy import Policy
 from adapters.sources.schemes import fetch, needs_place, rename, told_as
 from adapters.sources.uri import Address
@@ -33,6 +34,7 @@ def register(
     base: str,
     tag: str | None,
     format: str | None,
+    serving: ServingChoice,
     dry_run: bool,
     policy: Policy,
     actor: str,
@@ -40,6 +42,9 @@ def register(
     progress: Progress | None,
 ) -> Registered:
     """See `Catalog.register`."""
+    from adapters.serving.beside import read_beside
+    from adapters.serving.training import described
+
     tell = on_step or (lambda step: None)
     check_name(name)
     tags = [] if tag is None else [check_tag(tag)]
@@ -52,9 +57,15 @@ def register(
             local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("write")
         with full_disk(layout.root), told_as(source, local):
+            beside = read_beside(local, base=descriptor, choice=serving)
             manifest = intake.take_in(
                 local, base=descriptor, staging=staging.files, format=format, progress=progress
             )
+        _write_serving(layout, beside.serving, staging)
+        notes = manifest.notes + beside.notes
+        manifest = described(manifest, beside.training).model_copy(
+            update={"notes": notes, "registered_by": actor}
+        )
         if remote:
             manifest = manifest.model_copy(update={"source": source.shown})
         tell("seal")
@@ -81,15 +92,47 @@ def inspect(
 ) -> Inspection:
     """See `Catalog.inspect`. Stages only what has to be fetched: a directory needs no writing."""
     if not needs_place(source):
-        return intake.examine(Path(source.text), bases=bases, format=format)
+        local = Path(source.text)
+        return _with_beside(intake.examine(local, bases=bases, format=format), local, bases)
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
         local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("read")
-        found = intake.examine(local, bases=bases, format=format)
+        found = _with_beside(intake.examine(local, bases=bases, format=format), local, bases)
         problems = tuple(rename(problem, source, local) for problem in found.problems)
         reasons = tuple(rename(reason, source, local) for reason in found.reasons)
         return found.model_copy(update={"problems": problems, "reasons": reasons})
+
+
+def _with_beside(
+    found: Inspection, local: Path, bases: Sequence[tuple[str, BaseDescriptor]]
+) -> Inspection:
+    """The inspection with what lies around the weights; nothing where no artifact was found."""
+    from adapters.serving.beside import read_beside
+    from adapters.serving.training import precision_of_name
+
+    if found.format is None:
+        return found
+    base = next((descriptor for name, descriptor in bases if name == found.base), None)
+    try:
+        beside = read_beside(local, base=base, choice=ServingChoice())
+    except ArtifactError as fault:
+        return found.model_copy(update={"problems": (*found.problems, fault.message)})
+    told = beside.training
+    named = precision_of_name(found.base_by_trainer) if found.base_by_trainer else None
+    return found.model_copy(
+        update={
+            "trainer": told.trainer or found.trainer,
+            "precision": told.precision or named,
+            "brings": beside.serving.lines(),
+        }
+    )
+
+
+def _write_serving(layout: StoreLayout, serving: Serving, staging: Staging) -> None:
+    if not serving.empty:
+        with store_io(layout.root):
+            (staging.files / SERVING_FILE).write_bytes(serving.encode())
 
 
 def fetch_into(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,6 +21,8 @@ from adapters.models import (
     VersionRecord,
 )
 from adapters.references import check_name, parse_reference
+from adapters.registry.filtering import EVERYTHING, AdapterFilter
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.policy import PRIVATE_VARIABLE
 from adapters.sources.uri import completed_source
 from server.cli.backend import Watch
@@ -65,6 +67,7 @@ class RemoteBackend:
         format: str | None,
         dry_run: bool,
         watch: Watch,
+        serving: ServingChoice = NO_CHOICE,
         allow_private_urls: bool = False,
     ) -> Registered:
         _servers_choice(allow_private_urls)
@@ -74,6 +77,7 @@ class RemoteBackend:
             "base": base,
             "tag": tag,
             "format": format,
+            "serving": serving.model_dump(mode="json"),
             "dry_run": dry_run,
         }
         return self._work("/adapters", body, Registered, watch)
@@ -91,15 +95,16 @@ class RemoteBackend:
         body = {"source": completed_source(source), "format": format, "base": base}
         return self._work("/inspect", body, Inspection, watch)
 
-    def adapters(self) -> list[AdapterRecord]:
-        return self._get("/adapters", list[AdapterRecord])
+    def adapters(self, wanted: AdapterFilter = EVERYTHING) -> list[AdapterRecord]:
+        query = urlencode(wanted.model_dump(mode="json", exclude_none=True))
+        return self._get(f"/adapters?{query}" if query else "/adapters", list[AdapterRecord])
 
     def adapter(self, name: str) -> AdapterRecord:
         return self._get(f"/adapters/{_segment(check_name(name))}", AdapterRecord)
 
-    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest, Serving]:
         shown = self._get(f"/references/{_reference(reference)}", Shown)
-        return shown.version, shown.manifest
+        return shown.version, shown.manifest, shown.serving
 
     def rm(self, reference: str, *, force: bool) -> Sequence[str]:
         path = f"/references/{_reference(reference)}?force={str(force).lower()}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from adapters.models import AdapterRecord, Frozen, Manifest, VersionRecord
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 
 if TYPE_CHECKING:
     from adapters.store.gc import GcReport
@@ -32,13 +33,17 @@ class BaseAdd(Frozen):
 
 
 class RegisterRequest(Frozen):
-    """POST /adapters: `source` is a path on the server's machine, or a URL it can reach."""
+    """POST /adapters: `source` is a path on the server's machine, or a URL it can reach.
+
+    `serving` is what is applied to the adapter's requests, before what the artifact says.
+    """
 
     source: str
     name: str
     base: str
     tag: str | None = None
     format: str | None = None
+    serving: ServingChoice = NO_CHOICE
     dry_run: bool = False
 
 
@@ -70,6 +75,7 @@ class Shown(Frozen):
     adapter: AdapterRecord
     version: VersionRecord
     manifest: Manifest
+    serving: Serving = Serving()
 
 
 class Removed(Frozen):

@@ -21,7 +21,8 @@ from server.gateway.auth import AdminGate
 from server.gateway.body import read_body
 
 EVENTS = "application/x-ndjson"
-MAX_BODY_BYTES = 64 * 1024
+# A chat template and a system prompt at their largest, escaped.
+MAX_BODY_BYTES = 1024 * 1024
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 

@@ -21,6 +21,7 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
 from adapters.models import BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
+from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions, plan_capacity
 from server.engine.command import EngineCommand, engine_command
@@ -100,6 +101,7 @@ class _Server:
             engine=self._engine,
             snapshot=lambda: watcher.current,
             metrics=metrics,
+            documents=ServingDocuments(StoreLayout(settings.store)),
         )
         admin = admin_router(
             catalog,

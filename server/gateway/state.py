@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch
 from adapters.models import BaseRecord, Lane
 from adapters.registry.snapshot import Resolved, Snapshot
+from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import engine_name
 from server.engine.engines import Engine
 from server.gateway.metrics import GatewayMetrics
@@ -16,13 +17,14 @@ from server.settings import ServeSettings
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """The serving base, its engine, the current registry snapshot, the metrics."""
+    """The serving base, its engine, the registry snapshot, the metrics, what versions bring."""
 
     settings: ServeSettings
     base: BaseRecord
     engine: Engine
     snapshot: Callable[[], Snapshot]
     metrics: GatewayMetrics
+    documents: ServingDocuments
 
 
 @dataclass(frozen=True, slots=True)
