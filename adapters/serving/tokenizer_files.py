@@ -99,11 +99,17 @@ def added_token_id(directory: Path, text: str) -> int | None:
 
     Raises InvalidConfig or SourceUnreadable.
     """
-    listed = read_object(directory / _VOCABULARY, _VOCABULARY_BYTES).get("added_tokens")
-    tokens = listed if isinstance(listed, list) else []
-    for token in tokens:
-        if _token(token) == text and type(number := token.get("id")) is int:
-            return int(number)
-    config = read_object(directory / _TOKENIZER).get("added_tokens_decoder")
-    entries = config.items() if isinstance(config, dict) else ()
-    return next((int(n) for n, t in entries if _token(t) == text and n.isdecimal()), None)
+    vocabulary = read_object(directory / _VOCABULARY, _VOCABULARY_BYTES).get("added_tokens")
+    listed = vocabulary if isinstance(vocabulary, list) else []
+    for token in listed:
+        if isinstance(token, dict) and _token(token) == text:
+            return _id(token.get("id"))
+    decoder = read_object(directory / _TOKENIZER).get("added_tokens_decoder")
+    numbered = decoder.items() if isinstance(decoder, dict) else ()
+    return next((_id(number) for number, token in numbered if _token(token) == text), None)
+
+
+def _id(value: object) -> int | None:
+    """A token's number, as it is or written out."""
+    number = str(value)
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None
