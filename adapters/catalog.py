@@ -27,10 +27,12 @@ from adapters.models import (
 from adapters.references import Reference, check_name, parse_reference
 from adapters.registry import reader
 from adapters.registry.faults import registry_errors
+from adapters.registry.filtering import EVERYTHING, AdapterFilter, matching_names
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress, TensorIntake
 from adapters.registry.opening import check_store, init_store
 from adapters.registry.reader import KeyRecord
 from adapters.registry.snapshot import Snapshot, load_snapshot, select_version
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.policy import policy_from_environment
 from adapters.sources.uri import parse_source
 from adapters.store.layout import StoreLayout
@@ -95,6 +97,7 @@ class Catalog(BaseCatalog):
         tag: str | None = None,
         format: str | None = None,
         alpha: float | None = None,
+        serving: ServingChoice = NO_CHOICE,
         dry_run: bool = False,
         allow_private_urls: bool = False,
         approximate: Approximate | None = None,
@@ -104,10 +107,11 @@ class Catalog(BaseCatalog):
     ) -> Registered:
         """Takes an artifact in and makes it a version of `name`; `latest` and `tag` move to it.
 
-        `source` is a path or a URL (docs/sources.md). A dry run does all of it but keep the
-        result. `approximate` makes a plain LoRA of a full fine-tune. `on_step` hears `stage`,
-        `fetch`, `unpack`, `write`, `seal`, `publish`, `commit`, `done` as each begins; `progress`
-        hears (done, total) bytes.
+        `source` is a path or a URL (docs/sources.md). `serving` is what the user wants applied to
+        its requests, before what the artifact says. A dry run does all of it but keep the result.
+        `approximate` makes a plain LoRA of a full fine-tune. `on_step` hears `stage`, `fetch`,
+        `unpack`, `write`, `seal`, `publish`, `commit`, `done` as each begins; `progress` hears
+        (done, total) bytes.
         """
         from adapters.registry.registering import register
 
@@ -121,6 +125,7 @@ class Catalog(BaseCatalog):
             tag=tag,
             format=format,
             alpha=alpha,
+            serving=serving,
             dry_run=dry_run,
             policy=policy_from_environment(allow_private=allow_private_urls),
             approximate=approximate,
@@ -194,10 +199,11 @@ class Catalog(BaseCatalog):
             progress=progress,
         )
 
-    def adapters(self) -> list[AdapterRecord]:
-        """All adapters by name."""
+    def adapters(self, wanted: AdapterFilter = EVERYTHING) -> list[AdapterRecord]:
+        """The adapters that match, by name."""
         with reader.reading(self.layout.root) as connection:
-            return list(reader.load_adapters(connection).values())
+            names = None if wanted == EVERYTHING else matching_names(connection, wanted)
+            return list(reader.load_adapters(connection, names).values())
 
     def adapter(self, name: str) -> AdapterRecord:
         """One adapter; raises AdapterNotFound."""
@@ -219,6 +225,12 @@ class Catalog(BaseCatalog):
         version = self.show(ref)
         with reader.reading(self.layout.root) as connection:
             return reader.load_manifest(connection, version.adapter, version.number)
+
+    def serving(self, ref: str) -> Serving:
+        """What the version brings to its requests; raises StoreDamaged if its files are."""
+        from adapters.serving.stored import read_serving
+
+        return read_serving(self.layout, self.show(ref).digest)
 
     def rm(self, ref: str, *, force: bool = False, actor: str = "local") -> list[str]:
         """Removes an adapter (NAME) or a version; returns what was removed.

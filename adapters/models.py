@@ -133,6 +133,14 @@ class Approximation(Frozen):
     extracted_from: str | None = None
 
 
+class Origin(Frozen):
+    """A version (or a base) that another was made of, as it was named then."""
+
+    reference: str
+    digest: str
+    weight: float | None = None
+
+
 class Manifest(Frozen):
     """Where a version came from and what it is; kept beside it in the registry."""
 
@@ -152,9 +160,17 @@ class Manifest(Frozen):
     source: str
     source_sha256: str
     notes: tuple[str, ...] = ()
-    # Lineage: NAME:vN@DIGEST*WEIGHT of each version that a composition is made of.
-    composed_from: tuple[str, ...] = ()
     approximation: Approximation | None = None
+    # How the base was kept in training (bf16, nf4, int8, …), and what told; None: nothing does.
+    precision: str | None = None
+    precision_evidence: str | None = None
+    # The dtypes of the adapter's own tensors, which say little of the training's.
+    tensor_dtypes: tuple[str, ...] = ()
+    registered_by: str | None = None
+    # Lineage: the versions that this one was made of.
+    composed_from: tuple[Origin, ...] = ()
+    merged_from: tuple[Origin, ...] = ()
+    extracted_from: tuple[Origin, ...] = ()
 
 
 class Inspection(Frozen):
@@ -175,6 +191,9 @@ class Inspection(Frozen):
     trainer: str | None = None
     approximate: bool = False
     approximation: Approximation | None = None
+    precision: str | None = None
+    # What it brings besides weights: a line each.
+    brings: tuple[str, ...] = ()
 
 
 class VersionRecord(Frozen):

@@ -74,6 +74,10 @@ class ServeSettings(Frozen):
         ge=0,
         description="Sums (`a*0.7+b*0.3`) that requests may have made and that are kept; 0: none.",
     )
+    client_templates: bool = Field(
+        False,
+        description="Let requests bring a `chat_template`: a program that the engine then runs.",
+    )
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )

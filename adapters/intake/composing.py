@@ -25,7 +25,7 @@ from adapters.intake.formats import read_artifact
 from adapters.intake.lora import LoraPair, plan_lora
 from adapters.intake.mapping import leaf_names
 from adapters.intake.peft_config import MAX_RANK
-from adapters.models import BaseDescriptor, Lane, Manifest, ModuleSpec
+from adapters.models import BaseDescriptor, Lane, Manifest, ModuleSpec, Origin
 
 if TYPE_CHECKING:
     import torch
@@ -201,7 +201,9 @@ def _manifest(
         trainer_version=None,
         source=formula(components),
         source_sha256=hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest(),
-        composed_from=tuple(f"{c.label}@{c.digest}*{c.weight!r}" for c in components),
+        composed_from=tuple(
+            Origin(reference=c.label, digest=c.digest, weight=c.weight) for c in components
+        ),
     )
 
 

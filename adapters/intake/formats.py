@@ -59,12 +59,17 @@ def read_artifact(source: Path, format_name: str | None, alpha: float | None = N
     UsageError for an alpha that is none.
     """
     check_alpha(alpha)
-    listing, notes = locate(source, lambda found: bool(_fitting(found)))
+    listing, notes = find_artifact(source)
     raw = _format_of(listing, format_name).read(replace(listing, alpha=alpha))
     refuse_contradiction(raw, alpha)
     if not notes:
         return raw
     return replace(raw, provenance=replace(raw.provenance, notes=notes + raw.provenance.notes))
+
+
+def find_artifact(source: Path) -> tuple[Listing, tuple[str, ...]]:
+    """The directory (or file) to read and notes about the choice; raises ArtifactError."""
+    return locate(source, lambda found: bool(_fitting(found)))
 
 
 def _format_of(listing: Listing, format_name: str | None) -> Format:

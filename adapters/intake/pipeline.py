@@ -87,6 +87,7 @@ def take_in(
         source_sha256=digest,
         notes=from_trainer.notes + plan.notes + notes,
         approximation=_approximation(plan, digest),
+        tensor_dtypes=tuple(sorted({tensor.dtype for tensor in raw.tensors.values()})),
     )
 
 

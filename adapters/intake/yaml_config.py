@@ -31,7 +31,7 @@ def read_yaml(path: Path, needed_for: str) -> dict[str, Any]:
             raise InvalidConfig(f"{path.parent} has no {name}; without it {needed_for} are unknown")
         if path.stat().st_size > _MAX_BYTES:
             raise InvalidConfig(f"{name} is larger than {_MAX_BYTES} bytes; that is no config")
-        value = yaml.load(path.read_bytes(), _NoAliases)  # a SafeLoader
+        value = parse_yaml(path.read_bytes())
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {path}: {fault.strerror or fault}") from fault
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as fault:
@@ -40,6 +40,11 @@ def read_yaml(path: Path, needed_for: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidConfig(f"{name} holds a {type(value).__name__}, not settings by name")
     return value
+
+
+def parse_yaml(data: bytes) -> Any:
+    """Plain data; raises yaml.YAMLError, ValueError, TypeError or RecursionError."""
+    return yaml.load(data, _NoAliases)  # a SafeLoader
 
 
 def whole_number(settings: Mapping[str, Any], key: str, file: str) -> int:

@@ -83,6 +83,7 @@ def compose(
             manifest = intake.compose(
                 sources, recipe, base=descriptor, staging=staging.files, progress=progress
             )
+        manifest = manifest.model_copy(update={"registered_by": actor})
         return finish(
             layout,
             writer,

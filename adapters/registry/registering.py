@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.errors import AlreadyExists, BaseNotFound
+from adapters.errors import AlreadyExists, ArtifactError, BaseNotFound
 from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry import reader
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
+from adapters.serving.document import SERVING_FILE, Serving, ServingChoice
 from adapters.sources.checksum import check_file
 from adapters.sources.policy import Policy
 from adapters.sources.schemes import fetch, needs_place, rename, told_as
@@ -36,6 +37,7 @@ def register(
     tag: str | None,
     format: str | None,
     alpha: float | None,
+    serving: ServingChoice,
     dry_run: bool,
     policy: Policy,
     approximate: Approximate | None,
@@ -44,6 +46,9 @@ def register(
     progress: Progress | None,
 ) -> Registered:
     """See `Catalog.register`."""
+    from adapters.serving.beside import read_beside
+    from adapters.serving.training import described
+
     tell = on_step or (lambda step: None)
     check_name(name)
     tags = [] if tag is None else [check_tag(tag)]
@@ -57,6 +62,7 @@ def register(
             local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("write")
         with full_disk(layout.root), told_as(source, local):
+            beside = read_beside(local, base=descriptor, choice=serving)
             manifest = intake.take_in(
                 local,
                 base=descriptor,
@@ -66,6 +72,11 @@ def register(
                 progress=progress,
                 approximate=approximate,
             )
+        _write_serving(layout, beside.serving, staging)
+        notes = manifest.notes + beside.notes
+        manifest = described(manifest, beside.training).model_copy(
+            update={"notes": notes, "registered_by": actor}
+        )
         if remote or source is not named:
             manifest = manifest.model_copy(update={"source": source.shown})
         return finish(
@@ -134,6 +145,7 @@ def inspect(
             approximate=approximate,
             progress=progress,
         )
+        found = _with_beside(found, local, bases)
         return found if source is named else _told_as(found, source, local)
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
@@ -147,7 +159,7 @@ def inspect(
             approximate=approximate,
             progress=progress,
         )
-        return _told_as(found, source, local)
+        return _told_as(_with_beside(found, local, bases), source, local)
 
 
 def _as_path(layout: StoreLayout, source: Address) -> Address:
@@ -164,6 +176,37 @@ def _told_as(found: Inspection, source: Address, local: Path) -> Inspection:
     problems = tuple(rename(problem, source, local) for problem in found.problems)
     reasons = tuple(rename(reason, source, local) for reason in found.reasons)
     return found.model_copy(update={"problems": problems, "reasons": reasons})
+
+
+def _with_beside(
+    found: Inspection, local: Path, bases: Sequence[tuple[str, BaseDescriptor]]
+) -> Inspection:
+    """The inspection with what lies around the weights; nothing where no artifact was found."""
+    from adapters.serving.beside import read_beside
+    from adapters.serving.training import precision_of_name
+
+    if found.format is None:
+        return found
+    base = next((descriptor for name, descriptor in bases if name == found.base), None)
+    try:
+        beside = read_beside(local, base=base, choice=ServingChoice())
+    except ArtifactError as fault:
+        return found.model_copy(update={"problems": (*found.problems, fault.message)})
+    told = beside.training
+    named = precision_of_name(found.base_by_trainer) if found.base_by_trainer else None
+    return found.model_copy(
+        update={
+            "trainer": told.trainer or found.trainer,
+            "precision": told.precision or named,
+            "brings": beside.serving.lines(),
+        }
+    )
+
+
+def _write_serving(layout: StoreLayout, serving: Serving, staging: Staging) -> None:
+    if not serving.empty:
+        with store_io(layout.root):
+            (staging.files / SERVING_FILE).write_bytes(serving.encode())
 
 
 def fetch_into(

@@ -21,6 +21,8 @@ from adapters.models import (
     TagChange,
     VersionRecord,
 )
+from adapters.registry.filtering import EVERYTHING, AdapterFilter
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
 
 
@@ -72,6 +74,7 @@ class Backend(Protocol):
         alpha: float | None = None,
         dry_run: bool,
         watch: Watch,
+        serving: ServingChoice = NO_CHOICE,
         allow_private_urls: bool = False,
         on_server: bool = False,
         approximate: Approximate | None = None,
@@ -107,14 +110,14 @@ class Backend(Protocol):
     ) -> Registered:
         """Make versions of one base into a new version of `name`."""
 
-    def adapters(self) -> Sequence[AdapterRecord]:
-        """All adapters, by name."""
+    def adapters(self, wanted: AdapterFilter = EVERYTHING) -> Sequence[AdapterRecord]:
+        """The adapters that match, by name."""
 
     def adapter(self, name: str) -> AdapterRecord:
         """One adapter, or AdapterNotFound."""
 
-    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
-        """The version a reference names, and where it came from."""
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest, Serving]:
+        """The version a reference names, where it came from, and what it brings to requests."""
 
     def rm(self, reference: str, *, force: bool) -> Sequence[str]:
         """Remove what the reference names; returns what went."""

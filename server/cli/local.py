@@ -21,6 +21,8 @@ from adapters.models import (
     TagChange,
     VersionRecord,
 )
+from adapters.registry.filtering import EVERYTHING, AdapterFilter
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.uri import local_path, public_form
 from adapters.store.layout import StoreLayout
 from server.cli.backend import Watch
@@ -75,6 +77,7 @@ class LocalBackend:
         alpha: float | None = None,
         dry_run: bool,
         watch: Watch,
+        serving: ServingChoice | dict[str, Any] = NO_CHOICE,
         allow_private_urls: bool = False,
         on_server: bool = False,
         approximate: Approximate | None = None,
@@ -87,6 +90,8 @@ class LocalBackend:
             tag=tag,
             format=format,
             alpha=alpha,
+            # The worker hands on what came over the wire.
+            serving=ServingChoice.model_validate(serving),
             dry_run=dry_run,
             allow_private_urls=allow_private_urls,
             approximate=approximate,
@@ -141,14 +146,19 @@ class LocalBackend:
             progress=watch.progress,
         )
 
-    def adapters(self) -> Sequence[AdapterRecord]:
-        return self._catalog.adapters()
+    def adapters(self, wanted: AdapterFilter = EVERYTHING) -> Sequence[AdapterRecord]:
+        return self._catalog.adapters(wanted)
 
     def adapter(self, name: str) -> AdapterRecord:
         return self._catalog.adapter(name)
 
-    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
-        return self._catalog.show(reference), self._catalog.version_manifest(reference)
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest, Serving]:
+        catalog = self._catalog
+        return (
+            catalog.show(reference),
+            catalog.version_manifest(reference),
+            catalog.serving(reference),
+        )
 
     def rm(self, reference: str, *, force: bool) -> Sequence[str]:
         return self._catalog.rm(reference, force=force, actor=self._actor)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,8 @@ from adapters.models import (
     VersionRecord,
 )
 from adapters.references import check_name, parse_reference
+from adapters.registry.filtering import EVERYTHING, AdapterFilter
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.checksum import split_checksum
 from adapters.sources.policy import PRIVATE_VARIABLE, policy_from_environment
 from adapters.sources.uri import completed_source, local_path, scheme_of
@@ -79,6 +81,7 @@ class RemoteBackend:
         alpha: float | None = None,
         dry_run: bool,
         watch: Watch,
+        serving: ServingChoice = NO_CHOICE,
         allow_private_urls: bool = False,
         on_server: bool = False,
         approximate: Approximate | None = None,
@@ -93,6 +96,7 @@ class RemoteBackend:
             "tag": tag,
             "format": format,
             "alpha": alpha,
+            "serving": serving.model_dump(mode="json"),
             "dry_run": dry_run,
             "approximate": approximate,
         }
@@ -153,15 +157,16 @@ class RemoteBackend:
         )
         return self._work("/compositions", order.model_dump(mode="json"), Registered, watch)
 
-    def adapters(self) -> list[AdapterRecord]:
-        return self._get("/adapters", list[AdapterRecord])
+    def adapters(self, wanted: AdapterFilter = EVERYTHING) -> list[AdapterRecord]:
+        query = urlencode(wanted.model_dump(mode="json", exclude_none=True))
+        return self._get(f"/adapters?{query}" if query else "/adapters", list[AdapterRecord])
 
     def adapter(self, name: str) -> AdapterRecord:
         return self._get(f"/adapters/{_segment(check_name(name))}", AdapterRecord)
 
-    def show(self, reference: str) -> tuple[VersionRecord, Manifest]:
+    def show(self, reference: str) -> tuple[VersionRecord, Manifest, Serving]:
         shown = self._get(f"/references/{_reference(reference)}", Shown)
-        return shown.version, shown.manifest
+        return shown.version, shown.manifest, shown.serving
 
     def rm(self, reference: str, *, force: bool) -> Sequence[str]:
         path = f"/references/{_reference(reference)}?force={str(force).lower()}"

@@ -53,6 +53,9 @@ def engine_command(
         "--max-loras", str(capacity.slots),
         "--max-cpu-loras", str(capacity.cpu_adapters),
         "--max-lora-rank", str(capacity.max_rank),
+        # Versions bring templates of their own, and only the gateway reaches this engine: it
+        # refuses those of clients.
+        "--trust-request-chat-template",
         # The gateway logs requests; the engine's log stays readable for failures.
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
@@ -76,6 +79,11 @@ def _environment(settings: ServeSettings, engine_id: str) -> dict[str, str]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         # By default one request may ask for 16,384 answers at once.
         "VLLM_MAX_N_SEQUENCES": os.environ.get("VLLM_MAX_N_SEQUENCES", "64"),
+        # One that takes this long was made for it; the ones registered were tried under five
+        # seconds of processor time.
+        "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT": os.environ.get(
+            "VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT", "10"
+        ),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

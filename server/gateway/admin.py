@@ -15,6 +15,7 @@ from fastapi.security import HTTPBearer
 
 from adapters.catalog import Catalog
 from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
+from adapters.registry.filtering import AdapterFilter
 from server.gateway.admin_jobs import JobRunner
 from server.gateway.admin_models import (
     BaseAdd,
@@ -154,8 +155,8 @@ def _add_upload_routes(router: APIRouter, shelf: UploadShelf, streaming: type[AP
 
 def _add_adapter_routes(router: APIRouter, catalog: Catalog) -> None:
     @router.get("/adapters", summary="List the adapters")
-    def adapters() -> list[AdapterRecord]:
-        return list(catalog.adapters())
+    def adapters(wanted: Annotated[AdapterFilter, Query()]) -> list[AdapterRecord]:
+        return list(catalog.adapters(wanted))
 
     @router.get("/adapters/{name}", summary="Show an adapter: its versions and tags")
     def adapter(name: str) -> AdapterRecord:
@@ -173,6 +174,7 @@ def _add_adapter_routes(router: APIRouter, catalog: Catalog) -> None:
             adapter=catalog.adapter(version.adapter),
             version=version,
             manifest=catalog.version_manifest(reference),
+            serving=catalog.serving(reference),
         )
 
     @router.delete("/references/{reference}", summary="Remove a version or a whole adapter")

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from adapters.compositions import Part, Recipe
 from adapters.models import AdapterRecord, Approximate, Frozen, Manifest, VersionRecord
+from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 
 if TYPE_CHECKING:
     from adapters.store.gc import GcReport
@@ -36,7 +37,10 @@ class BaseAdd(Frozen):
 
 
 class RegisterRequest(Frozen):
-    """POST /adapters: `source` is `upload:ID`, a path of the server, or a URL it can reach."""
+    """POST /adapters: `source` is `upload:ID`, a path of the server, or a URL it can reach.
+
+    `serving` is what is applied to the adapter's requests, before what the artifact says.
+    """
 
     source: str
     name: str
@@ -44,6 +48,7 @@ class RegisterRequest(Frozen):
     tag: str | None = None
     format: str | None = None
     alpha: float | None = Field(None, description=ALPHA)
+    serving: ServingChoice = NO_CHOICE
     dry_run: bool = False
     approximate: Approximate | None = None
 
@@ -98,6 +103,7 @@ class Shown(Frozen):
     adapter: AdapterRecord
     version: VersionRecord
     manifest: Manifest
+    serving: Serving = Serving()
 
 
 class Removed(Frozen):

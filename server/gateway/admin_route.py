@@ -22,7 +22,8 @@ from server.gateway.body import read_body
 from server.gateway.errors import error_response
 
 EVENTS = "application/x-ndjson"
-MAX_BODY_BYTES = 64 * 1024
+# A chat template and a system prompt at their largest, escaped.
+MAX_BODY_BYTES = 1024 * 1024
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 

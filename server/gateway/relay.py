@@ -1,7 +1,8 @@
 """One request through the gateway to the engine and back.
 
 1. The body is read (bounded) and its `model` resolved in the snapshot: exactly one version.
-2. It goes to the engine under the engine's own name for that version.
+2. What the version brings is filled in where the request says nothing of its own, and it goes to
+   the engine under the engine's own name for that version.
 3. The engine's headers and the first bytes are awaited before anything is sent to the client,
    so an early failure keeps its real status.
 4. Bytes stream through; the client's reference is put back; the usage is read.
@@ -27,6 +28,7 @@ from server.engine.transport import EngineTransport
 from server.gateway.answers import whole_answer
 from server.gateway.body import encode, model_of, parse_object, read_body
 from server.gateway.routes import EngineRoute
+from server.gateway.serving import apply_serving, refuse_templates
 from server.gateway.settle import Exchange
 from server.gateway.sse import EventStream, ModelName, error_frame
 from server.gateway.state import GatewayState, Target, target_of
@@ -52,6 +54,7 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         exchange.begin(target)
         transport = state.engine.transport()
         strip_usage = _ask_for_usage(document, route)
+        await _fill_in(document, state, route, target)
         document["model"] = target.engine_model
         payload = encode(document)
         relayed = _Relayed(
@@ -67,6 +70,15 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
     except BaseException:
         exchange.end("internal_error")
         raise
+
+
+async def _fill_in(
+    document: dict[str, object], state: GatewayState, route: EngineRoute, target: Target
+) -> None:
+    if not state.settings.client_templates:
+        refuse_templates(document)
+    if route.dialect is not None and target.lane != "base":
+        apply_serving(document, route.dialect, await state.documents.of(target.digest))
 
 
 def _ask_for_usage(document: dict[str, object], route: EngineRoute) -> bool:

@@ -8,29 +8,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.gateway.serving import CHAT, COMPLETION, MESSAGES, PROMPT, RESPONSES, Dialect
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRoute:
     """A route passed through: `path` here, `engine_path` there.
 
     `usage_option`: a stream tells its usage only when asked by `stream_options`.
+    `dialect`: what its body calls things, where a version's own settings are filled in.
     """
 
     path: str
     engine_path: str
     summary: str
     usage_option: bool = False
+    dialect: Dialect | None = None
 
 
 ENGINE_ROUTES: tuple[EngineRoute, ...] = (
-    EngineRoute("/v1/chat/completions", "/v1/chat/completions", "Chat completion", True),
-    EngineRoute("/v1/completions", "/v1/completions", "Text completion", True),
-    EngineRoute("/v1/responses", "/v1/responses", "Response"),
-    EngineRoute("/v1/embeddings", "/v1/embeddings", "Embeddings, where the base has them"),
-    EngineRoute("/v1/messages", "/v1/messages", "Message (Anthropic's shape)"),
-    EngineRoute("/v1/tokenize", "/tokenize", "Tokens of a text or chat"),
+    EngineRoute("/v1/chat/completions", "/v1/chat/completions", "Chat completion", True, CHAT),
+    EngineRoute("/v1/completions", "/v1/completions", "Text completion", True, COMPLETION),
+    EngineRoute("/v1/responses", "/v1/responses", "Response", dialect=RESPONSES),
+    EngineRoute(
+        "/v1/embeddings", "/v1/embeddings", "Embeddings, where the base has them", dialect=PROMPT
+    ),
+    EngineRoute("/v1/messages", "/v1/messages", "Message (Anthropic's shape)", dialect=MESSAGES),
+    EngineRoute("/v1/tokenize", "/tokenize", "Tokens of a text or chat", dialect=PROMPT),
     EngineRoute("/v1/detokenize", "/detokenize", "Text of tokens"),
     # Where vLLM itself has them; its clients look there.
-    EngineRoute("/tokenize", "/tokenize", "Tokens of a text or chat"),
+    EngineRoute("/tokenize", "/tokenize", "Tokens of a text or chat", dialect=PROMPT),
     EngineRoute("/detokenize", "/detokenize", "Text of tokens"),
 )

@@ -21,6 +21,7 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
 from adapters.models import BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
+from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions, plan_capacity
 from server.engine.command import EngineCommand, engine_command
@@ -108,6 +109,7 @@ class _Server:
                 timeout=settings.first_token_timeout,
             ),
             metrics=metrics,
+            documents=ServingDocuments(StoreLayout(settings.store)),
         )
         admin = admin_router(
             catalog,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch, NotDeployed
 from adapters.models import BaseRecord, Lane, VersionRecord
 from adapters.registry.snapshot import Resolved, Snapshot
+from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import engine_name
 from server.engine.engines import Engine
 from server.gateway.compositions import Compositions
@@ -17,7 +18,7 @@ from server.settings import ServeSettings
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """The serving base, its engine, the registry snapshot, what makes sums, the metrics."""
+    """The serving base and engine, the registry, sums, metrics, and what versions bring."""
 
     settings: ServeSettings
     base: BaseRecord
@@ -25,6 +26,7 @@ class GatewayState:
     snapshot: Callable[[], Snapshot]
     compositions: Compositions
     metrics: GatewayMetrics
+    documents: ServingDocuments
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import click
 
-from adapters.models import AdapterRecord, Approximation, Manifest, VersionRecord
+from adapters.models import AdapterRecord, Approximation, Lane, Manifest, VersionRecord
 from adapters.references import parse_reference
-from server.cli.complete import references
+from adapters.registry.filtering import EVERYTHING, AdapterFilter
+from adapters.serving.document import Serving
+from server.cli.commands.provenance import provenance
+from server.cli.complete import base_names, references
 from server.cli.options import Command
 from server.cli.output import (
     clean,
@@ -23,19 +26,38 @@ from server.cli.session import Session, pass_session
 
 
 @click.command(cls=Command)
+@click.option("--name", metavar="GLOB", help="Only names like this: 'team-*'.")
+@click.option("--base", metavar="BASE", shell_complete=base_names, help="Only those of this base.")
+@click.option("--method", metavar="M", help="Only those of this method: lora, dora, …")
+@click.option("--format", metavar="F", help="Only those that came in this format: peft, mlx, …")
+@click.option(
+    "--lane",
+    type=click.Choice([lane.value for lane in Lane]),
+    metavar="LANE",
+    help="Only those of this lane: hot or merged.",
+)
+@click.option("--trainer", metavar="T", help="Only those of this trainer: Unsloth, Axolotl, …")
+@click.option("--precision", metavar="P", help="Only those trained so: bf16, nf4, int8, …")
+@click.option("--tag", metavar="TAG", help="Only those with this tag, with the version it means.")
 @pass_session
-def ls(session: Session) -> None:
-    """List the adapters, each with the version that its bare name means."""
-    adapters = session.backend().adapters()
+def ls(session: Session, /, **wanted: str | None) -> None:
+    """List the adapters, each with the version that its bare name means.
+
+    Of several conditions all must hold.
+    """
+    chosen = AdapterFilter.model_validate(wanted)
+    adapters = session.backend().adapters(chosen)
     if session.json:
-        emit_json([_row(adapter) for adapter in adapters])
-    elif not adapters:
-        say("No adapter yet. Register one: adapterctl register DIR --name NAME --base BASE")
-    else:
+        emit_json([_row(adapter, chosen.tag) for adapter in adapters])
+    elif adapters:
         table(
             ("name", "base", "version", "digest", "method", "lane", "tags"),
-            [_cells(adapter) for adapter in adapters],
+            [_cells(adapter, chosen.tag) for adapter in adapters],
         )
+    elif chosen == EVERYTHING:
+        say("No adapter yet. Register one: adapterctl register DIR --name NAME --base BASE")
+    else:
+        say("No adapter matches. `adapterctl ls` without conditions lists all.")
 
 
 @click.command(cls=Command)
@@ -44,14 +66,17 @@ def ls(session: Session) -> None:
 def show(session: Session, reference: str) -> None:
     """Show the version that REF names: what it is, where it came from, its tags."""
     backend = session.backend()
-    version, manifest = backend.show(reference)
+    version, manifest, serving = backend.show(reference)
     adapter = backend.adapter(version.adapter)
     if session.json:
-        emit_json(_shown(adapter, version, manifest))
+        emit_json(_shown(adapter, version, manifest, serving))
         return
     fields(_identity(adapter, version))
     say("")
-    fields(_provenance(manifest))
+    fields(provenance(manifest))
+    if not serving.empty:
+        say("")
+        fields(("brings", line) for line in serving.lines())
     if (
         parse_reference(reference).digest is None
         and str(parse_reference(reference)) == adapter.name
@@ -81,16 +106,16 @@ def rm(session: Session, reference: str, force: bool) -> None:
         say(f"removed {clean(item)}")
 
 
-def _default_version(adapter: AdapterRecord) -> VersionRecord | None:
-    """What the bare name means: the default tag's version, else the newest one."""
-    number = adapter.tags.get(adapter.default_tag)
+def _version_of(adapter: AdapterRecord, tag: str | None) -> VersionRecord | None:
+    """What the tag means; without one the bare name: the default tag's, else the newest one."""
+    number = adapter.tags.get(tag or adapter.default_tag)
     if number is None and adapter.versions:
         number = max(adapter.versions)
     return adapter.versions.get(number) if number is not None else None
 
 
-def _row(adapter: AdapterRecord) -> dict[str, object]:
-    version = _default_version(adapter)
+def _row(adapter: AdapterRecord, tag: str | None) -> dict[str, object]:
+    version = _version_of(adapter, tag)
     return {
         "name": adapter.name,
         "base": version and version.base,
@@ -105,9 +130,9 @@ def _row(adapter: AdapterRecord) -> dict[str, object]:
     }
 
 
-def _cells(adapter: AdapterRecord) -> tuple[str, ...]:
-    version = _default_version(adapter)
-    tags = ", ".join(f"{tag}={label}" for tag, label in _tags(adapter).items())
+def _cells(adapter: AdapterRecord, tag: str | None) -> tuple[str, ...]:
+    version = _version_of(adapter, tag)
+    tags = ", ".join(f"{name}={label}" for name, label in _tags(adapter).items())
     if version is None:
         return (adapter.name, "-", "-", "-", "-", "-", tags)
     return (
@@ -129,7 +154,9 @@ def _tags_of(adapter: AdapterRecord, version: VersionRecord) -> list[str]:
     return sorted(tag for tag, number in adapter.tags.items() if number == version.number)
 
 
-def _shown(adapter: AdapterRecord, version: VersionRecord, manifest: Manifest) -> dict[str, object]:
+def _shown(
+    adapter: AdapterRecord, version: VersionRecord, manifest: Manifest, serving: Serving
+) -> dict[str, object]:
     return {
         "name": adapter.name,
         "version": version.label,
@@ -143,6 +170,7 @@ def _shown(adapter: AdapterRecord, version: VersionRecord, manifest: Manifest) -
             for _, v in sorted(adapter.versions.items())
         ],
         "manifest": manifest.model_dump(mode="json"),
+        "serving": serving.model_dump(mode="json", exclude_none=True),
     }
 
 
@@ -157,24 +185,6 @@ def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str,
         ("size", size(version.size_bytes)),
         ("tags", ", ".join(_tags_of(adapter, version)) or "-"),
         ("registered", local_time(version.registered_at)),
-    ]
-
-
-def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
-    trainer = manifest.trainer_version or manifest.trainer
-    return [
-        ("format", manifest.format),
-        ("trainer", trainer or "-"),
-        ("trained on", manifest.base_by_trainer or "-"),
-        ("targets", ", ".join(manifest.targets)),
-        ("parameters", f"{manifest.parameters:,}"),
-        ("scale", manifest.scale),
-        ("source", manifest.source),
-        ("source sha256", manifest.source_sha256),
-        *(("composed from", part) for part in manifest.composed_from),
-        *(("reason", reason) for reason in manifest.reasons),
-        *(("note", text) for text in manifest.notes),
-        *(_approximation(manifest.approximation) if manifest.approximation else ()),
     ]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from adapters.errors import UsageError
 from adapters.intake.alpha import check_alpha
 from adapters.models import Approximate, Inspection, Registered
+from adapters.serving.document import ServingChoice, defaults_from_user
 from server.cli.backend import Watch
 from server.cli.complete import adapter_names, base_names
 from server.cli.options import Command
@@ -23,6 +26,7 @@ from server.cli.output import (
 )
 from server.cli.session import Session, pass_session
 
+_TEXT_LIMIT = 256 * 1024
 _SOURCE = click.argument("source", metavar="SOURCE", type=click.Path())
 _PRIVATE = click.option(
     "--allow-private-urls",
@@ -102,6 +106,31 @@ _APPROXIMATE = click.option(
 @click.option("--tag", metavar="T", help="Also point this tag at it; `latest` always moves.")
 @_FORMAT
 @_ALPHA
+@click.option(
+    "--system-prompt",
+    metavar="TEXT",
+    help="System prompt for requests without one, or @FILE with it; an empty one takes away the "
+    "artifact's.",
+)
+@click.option(
+    "--chat-template",
+    metavar="FILE",
+    type=click.Path(),
+    help="Jinja chat template in place of the base's; an empty file takes away the artifact's.",
+)
+@click.option(
+    "--default",
+    "defaults",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Sampling default for requests that do not say: temperature=0.2, max_tokens=256, "
+    "stop='###', … Give the option once for each.",
+)
+@click.option(
+    "--weights-only",
+    is_flag=True,
+    help="Take no chat template, generation defaults or system prompt out of the artifact.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, register nothing.")
 @_PRIVATE
 @_ON_SERVER
@@ -115,6 +144,10 @@ def register(
     tag: str | None,
     format: str | None,
     alpha: float | None,
+    system_prompt: str | None,
+    chat_template: str | None,
+    defaults: tuple[str, ...],
+    weights_only: bool,
     dry_run: bool,
     allow_private_urls: bool,
     on_server: bool,
@@ -125,8 +158,15 @@ def register(
     SOURCE is a directory, a file or an archive (.zip, .tar, .tar.gz, .tgz), which is sent to the
     server with --server; https://HOST/PATH; s3://BUCKET/KEY, gs:// or az:// (an object or a
     prefix); or hf:OWNER/REPO[/FOLDER][@REV]. One file may be followed by #sha256=HEX. The same
-    content again gives the same version.
+    content again gives the same version. Chat template, generation defaults and system prompt are
+    part of it where they are the adapter's own (docs/serving.md).
     """
+    choice = ServingChoice(
+        system_prompt=_text(system_prompt),
+        chat_template=None if chat_template is None else _file_text(chat_template),
+        defaults=defaults_from_user(list(defaults)),
+        weights_only=weights_only,
+    )
     try:
         with progress(json_mode=session.json) as shown:
             registered = session.backend().register(
@@ -136,6 +176,7 @@ def register(
                 tag=tag,
                 format=format,
                 alpha=alpha,
+                serving=choice,
                 dry_run=dry_run,
                 watch=Watch(shown.step, shown.advance),
                 allow_private_urls=allow_private_urls,
@@ -198,6 +239,25 @@ def inspect(
         _say_inspection(found)
 
 
+def _text(value: str | None) -> str | None:
+    """An option's text, or with @ before it the file that holds it."""
+    return _file_text(value[1:]) if value is not None and value.startswith("@") else value
+
+
+def _file_text(name: str) -> str:
+    path = Path(name).expanduser()
+    try:
+        with path.open("rb") as file:
+            data = file.read(_TEXT_LIMIT + 1)
+        if len(data) > _TEXT_LIMIT:
+            raise UsageError(f"{path} is larger than {_TEXT_LIMIT} bytes: is it the right file?")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+
+
 def say_registered(registered: Registered, *, dry_run: bool) -> None:
     version = f"{registered.name}:{registered.version}"
     if dry_run:
@@ -229,8 +289,10 @@ def _say_inspection(found: Inspection) -> None:
             ("base", found.base or "none of the registered ones"),
             ("trained on", found.base_by_trainer or "-"),
             ("trainer", found.trainer or "-"),
+            ("precision", found.precision or "-"),
             ("targets", ", ".join(found.targets) or "-"),
             ("lane", lane_text(found.lane or "-", approximate=found.approximate)),
+            *(("brings", line) for line in found.brings),
             *(("reason", reason) for reason in found.reasons),
         ]
     )

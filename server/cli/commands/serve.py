@@ -41,6 +41,15 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Call
             metavar="ARGUMENT",
             help=f"{field.description} Give the option once for each. [{variable}]",
         )
+    if field.annotation is bool:
+        flag = name.replace("_", "-")
+        # Both spellings: a flag has to be able to beat the environment either way.
+        return click.option(
+            f"--{flag}/--no-{flag}",
+            name,
+            default=None,
+            help=f"{field.description} [default: {'on' if field.default else 'off'}; {variable}]",
+        )
     known = not field.is_required() and field.default is not None
     return click.option(
         "--" + name.replace("_", "-"),

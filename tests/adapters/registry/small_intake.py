@@ -18,7 +18,15 @@ from safetensors.numpy import load_file, save_file
 
 from adapters.compositions import Component, Recipe, formula
 from adapters.errors import BaseError, DamagedArtifact, SourceUnreadable
-from adapters.models import Approximate, BaseDescriptor, Inspection, Lane, Manifest, ModuleSpec
+from adapters.models import (
+    Approximate,
+    BaseDescriptor,
+    Inspection,
+    Lane,
+    Manifest,
+    ModuleSpec,
+    Origin,
+)
 from adapters.registry.intake_port import Progress
 
 RANK = 4
@@ -141,7 +149,9 @@ class SmallIntake:
             trainer_version=None,
             source=formula(c for c, _ in components),
             source_sha256="",
-            composed_from=tuple(c.label for c, _ in components),
+            composed_from=tuple(
+                Origin(reference=c.label, digest=c.digest, weight=c.weight) for c, _ in components
+            ),
         )
 
 

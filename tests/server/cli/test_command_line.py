@@ -119,7 +119,7 @@ def test_show_lists_versions_for_a_bare_name_only(on_small: CommandLine) -> None
 def test_a_fault_of_ours_is_one_line_and_a_log(
     small_store: Path, on_small: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: LocalBackend) -> None:
+    def fail(self: LocalBackend, wanted: object) -> None:
         raise ZeroDivisionError("on\npurpose")
 
     monkeypatch.setattr(LocalBackend, "adapters", fail)
@@ -133,7 +133,7 @@ def test_a_fault_of_ours_is_one_line_and_a_log(
 def test_a_fault_without_a_store_is_logged_elsewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(self: LocalBackend) -> None:
+    def fail(self: LocalBackend, wanted: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(LocalBackend, "adapters", fail)

@@ -63,7 +63,7 @@ def test_compose(place: Place) -> None:
         "the exact sum 0.5·bot:v1 + -1.5·bot:v2: the ranks of its parts are added up"
     ]
     shown = place.cli.ok("show", "blend:tried")
-    assert [part.partition("@")[0] for part in shown["manifest"]["composed_from"]] == [
+    assert [part["reference"] for part in shown["manifest"]["composed_from"]] == [
         "bot:v1",
         "bot:v2",
     ]

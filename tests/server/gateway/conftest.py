@@ -11,6 +11,8 @@ from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 
 from adapters.catalog import Catalog
+from adapters.serving.stored import ServingDocuments
+from adapters.store.layout import StoreLayout
 from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
@@ -19,12 +21,15 @@ from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.gateway.scripted import (
+    PIRATE,
+    PIRATE_2,
     Gateway,
     ScriptedEngine,
     base_record,
     example_snapshot,
     no_lifespan,
     serving,
+    store_blob,
 )
 
 
@@ -38,6 +43,8 @@ async def engine(tmp_path: Path) -> AsyncIterator[ScriptedEngine]:
 
 @pytest.fixture
 async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gateway]:
+    for digest in (PIRATE, PIRATE_2):
+        store_blob(tmp_path, digest)
     settings = ServeSettings(
         store=tmp_path,
         base="tiny",
@@ -61,6 +68,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
             Catalog(tmp_path), lambda: snapshot, lambda: None, limit=0, timeout=0.5
         ),
         metrics=metrics,
+        documents=ServingDocuments(StoreLayout(tmp_path)),
     )
     metrics.registry.register(StateCollector(external, "tiny", lambda: snapshot))
     app = create_app(state, APIRouter(), no_lifespan)

@@ -23,6 +23,9 @@ from fastapi import FastAPI
 
 from adapters.models import AdapterRecord, BaseRecord, Lane, VersionRecord
 from adapters.registry.snapshot import Snapshot
+from adapters.serving.document import SERVING_FILE, Serving
+from adapters.store.content import CONTENT_FILE, Content, file_digest
+from adapters.store.layout import StoreLayout
 from server.gateway.state import GatewayState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -98,6 +101,17 @@ def _weighty() -> AdapterRecord:
         versions={1: version_record("weighty", 1, BIG), 2: dora},
         tags={"latest": 2, "prod": 1},
     )
+
+
+def store_blob(root: Path, digest: str, serving: Serving | None = None) -> None:
+    """A version's directory as far as the gateway looks into it."""
+    blob = StoreLayout(root).blob(digest)
+    blob.mkdir(parents=True, exist_ok=True)
+    files = {"adapter_model.safetensors": "sha256:" + "0" * 64}
+    if serving is not None:
+        (blob / SERVING_FILE).write_bytes(serving.encode())
+        files[SERVING_FILE] = file_digest(blob / SERVING_FILE)
+    (blob / CONTENT_FILE).write_bytes(Content(base=BASE_DIGEST, files=files).encode())
 
 
 @dataclass

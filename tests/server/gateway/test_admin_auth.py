@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from adapters.catalog import Catalog
+from server.gateway.admin_route import MAX_BODY_BYTES
 from tests.server.cli.command_line import CommandLine, admin_server
 
 Headers = dict[str, str]
@@ -162,7 +163,7 @@ def test_bodies_are_bounded(local: str) -> None:
     address = urlsplit(local)
     for headers, chunked in (({"Content-Length": str(10**9)}, False), ({}, True)):
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
-        body = iter([b"x" * 40_000] * 2) if chunked else None
+        body = iter([b"x" * 40_000] * (MAX_BODY_BYTES // 40_000 + 1)) if chunked else None
         if chunked:
             connection.request("POST", "/admin/v1/gc", body, headers, encode_chunked=True)
         else:

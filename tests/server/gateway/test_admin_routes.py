@@ -88,6 +88,19 @@ def test_references_stand_in_a_path_as_they_are_or_encoded(url: str, catalog: Ca
         assert document["manifest"]["method"] == "lora"
 
 
+def test_filters_are_query_parameters(url: str) -> None:
+    def names(query: str) -> list[str]:
+        status, document, _ = ask(url, "GET", f"/admin/v1/adapters?{query}")
+        assert status == 200
+        return [adapter["name"] for adapter in document]
+
+    assert names("base=small&method=LORA&name=my*&lane=hot") == ["my.bot_1-x"]
+    assert names("base=small&method=dora") == []
+    for wrong in ("lane=cold", "nmae=my*"):
+        status, document, _ = ask(url, "GET", f"/admin/v1/adapters?{wrong}")
+        assert (status, document["error"]["type"]) == (400, "invalid_request_error")
+
+
 def test_a_change_is_in_the_snapshot_when_it_is_answered(
     url: str, watcher: SnapshotWatcher
 ) -> None:

@@ -19,6 +19,7 @@ from adapters.compositions import Part, Recipe, is_mix
 from adapters.errors import AdapterNotFound, BaseMismatch, InvalidReference, StoreBusy, UsageError
 from adapters.models import AdapterRecord
 from adapters.registry.snapshot import SnapshotWatcher
+from adapters.serving.stored import ServingDocuments
 from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
@@ -76,7 +77,7 @@ async def test_a_sum_is_made_once_and_found_again(place: Place) -> None:
     assert both[1].reference == "b*0.3 + a:latest*0.7"
     assert mix.versions[1].rank == 8
     manifest = place.catalog.version_manifest(mix.name)
-    assert [text.partition("@")[0] for text in manifest.composed_from] in (
+    assert [origin.reference for origin in manifest.composed_from] in (
         ["a:v1", "b:v1"],
         ["b:v1", "a:v1"],
     )
@@ -180,6 +181,7 @@ async def url(place: Place, tmp_path: Path) -> AsyncIterator[str]:
         engine=engine,
         snapshot=lambda: place.watcher.current,
         compositions=place.compositions(),
+        documents=ServingDocuments(place.catalog.layout),
         metrics=GatewayMetrics(CollectorRegistry(), adapters=10),
     )
     async with serving(create_app(state, APIRouter(), no_lifespan)) as address:

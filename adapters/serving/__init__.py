@@ -1,0 +1,1 @@
+"""What travels with an adapter besides its weights: chat template, defaults, system prompt."""

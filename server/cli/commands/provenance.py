@@ -1,0 +1,55 @@
+"""How a manifest is shown: how the adapter was made, where it came from, what it was made of."""
+
+from __future__ import annotations
+
+from adapters.models import Manifest, Origin
+from server.cli.output import short_digest
+
+
+def provenance(manifest: Manifest) -> list[tuple[str, str]]:
+    """Names and values, for `output.fields`."""
+    return [
+        ("format", manifest.format),
+        ("trainer", _trainer(manifest)),
+        ("trained on", manifest.base_by_trainer or "-"),
+        ("precision", _precision(manifest)),
+        ("targets", ", ".join(manifest.targets)),
+        ("parameters", f"{manifest.parameters:,}"),
+        ("scale", manifest.scale),
+        ("source", manifest.source),
+        ("source sha256", manifest.source_sha256),
+        ("registered by", manifest.registered_by or "-"),
+        *_lineage(manifest),
+        *(("reason", reason) for reason in manifest.reasons),
+        *(("note", text) for text in manifest.notes),
+    ]
+
+
+def _trainer(manifest: Manifest) -> str:
+    """The version names what wrote the files, which need not be the trainer (PEFT, mostly)."""
+    name, version = manifest.trainer, manifest.trainer_version
+    if name is None or version is None:
+        return version or name or "-"
+    return version if version.lower().startswith(name.lower()) else f"{name} ({version})"
+
+
+def _precision(manifest: Manifest) -> str:
+    if manifest.precision is not None:
+        return f"{manifest.precision} (from {manifest.precision_evidence or 'its files'})"
+    if manifest.tensor_dtypes:
+        return f"not said; the adapter's own tensors are {', '.join(manifest.tensor_dtypes)}"
+    return "-"
+
+
+def _lineage(manifest: Manifest) -> list[tuple[str, str]]:
+    kinds = (
+        ("composed from", manifest.composed_from),
+        ("merged from", manifest.merged_from),
+        ("extracted from", manifest.extracted_from),
+    )
+    return [(label, _origin(origin)) for label, origins in kinds for origin in origins]
+
+
+def _origin(origin: Origin) -> str:
+    weight = "" if origin.weight is None else f" × {origin.weight:g}"
+    return f"{origin.reference} ({short_digest(origin.digest)}){weight}"
