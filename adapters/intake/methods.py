@@ -8,90 +8,41 @@ and one file with its `to_lora`.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
-from adapters.intake.adalora import plan_adalora
 from adapters.intake.bdlora import plan_bdlora
-from adapters.intake.deft import plan_deft
-from adapters.intake.delora import plan_delora
 from adapters.intake.evidence import (
     EXPERTS,
-    Evidence,
     anything,
     either,
     experts,
     init,
     key,
-    miss_bat,
     mutated_base,
     other_task,
     other_tuner,
-    pvera_sampling,
     tensor,
     tuner,
     value_head_file,
 )
 from adapters.intake.experts import plan_experts
 from adapters.intake.extraction import extract
-from adapters.intake.gralora import plan_gralora
-from adapters.intake.hra import plan_hra
 from adapters.intake.kasa import plan_kasa
-from adapters.intake.loha import plan_loha
-from adapters.intake.lokr import plan_lokr
 from adapters.intake.lora import LoraPlan, plan_lora
 from adapters.intake.lora_merge import plan_lora_merge
 from adapters.intake.merge_only import MERGE_ONLY
-from adapters.intake.merging import MergePlan
-from adapters.intake.miss import plan_miss
-from adapters.intake.miss_bat import plan_miss_bat
-from adapters.intake.peanut import plan_peanut
+from adapters.intake.method import MERGE, Method
 from adapters.intake.peft_types import PEFT_TYPES, Fate
 from adapters.intake.qalora import plan_qalora
 from adapters.intake.raw import RawAdapter
 from adapters.intake.residual import plan_residual
 from adapters.intake.routers import plan_router
 from adapters.intake.sampled import plan_sampled
-from adapters.intake.tinylora import plan_tinylora
 from adapters.intake.trainable_tokens import plan_tokens, without_tokens
-from adapters.intake.unilora import plan_unilora
-from adapters.intake.vblora import plan_vblora
-from adapters.intake.vera import plan_pvera, plan_vera
+from adapters.intake.tuner_methods import TUNERS
 from adapters.intake.whole_weights import plan_whole_weights
-from adapters.models import Approximate, BaseDescriptor, Lane
-
-# (artifact, base, rank, directory for scratch files, progress in bytes)
-ToApproximation = Callable[
-    [RawAdapter, BaseDescriptor, Approximate, Path | None, Callable[[int, int], None]], LoraPlan
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A row: how a method shows, which lane it takes, and its plans or the refusal.
-
-    `recognise` returns what gave it away (for the message) or None. `refusal` says why it is no
-    plain LoRA; a row has either `refusal` or `to_lora`. With `to_merge` it is served in the merged
-    lane, `refusal` being the reason (beside `to_lora`: where that finds it not hot, for its
-    reason); a refusal without it is final. `to_approximation` makes a plain LoRA that comes near
-    it, for who asks. `limits` is for docs/formats.md.
-    """
-
-    name: str
-    title: str
-    recognise: Evidence
-    lane: Lane | None
-    refusal: str | None = None
-    to_lora: Callable[[RawAdapter, BaseDescriptor], LoraPlan] | None = None
-    to_merge: Callable[[RawAdapter, BaseDescriptor], MergePlan] | None = None
-    to_approximation: ToApproximation | None = None
-    limits: str = ""
-
-
-_MERGE = "merge it into the base and serve the result"
+from adapters.models import BaseDescriptor, Lane
 
 
 def _with_tokens(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
@@ -121,7 +72,7 @@ METHODS: tuple[Method, ...] = (
             row.title,
             tuner(row.peft_type),
             Lane.MERGED,
-            f"{row.why}; {_MERGE}",
+            f"{row.why}; {MERGE}",
             to_merge=row.to_merge,
             limits=row.limits,
         )
@@ -178,7 +129,7 @@ METHODS: tuple[Method, ...] = (
         "a full fine-tune",
         either(key("fine_tune_type", unless=("lora", "dora")), key("whole_weights")),
         Lane.MERGED,
-        f"it replaces whole weights of the base, which no plain LoRA expresses; {_MERGE}",
+        f"it replaces whole weights of the base, which no plain LoRA expresses; {MERGE}",
         to_merge=plan_whole_weights,
         to_approximation=extract,
         limits="hot only with --approximate; every parameter of the base, of its shapes; the "
@@ -253,7 +204,7 @@ METHODS: tuple[Method, ...] = (
         "LoRA on experts",
         experts,
         Lane.MERGED,
-        f"vLLM's CPU engine applies no LoRA to the experts of a mixture; {_MERGE}",
+        f"vLLM's CPU engine applies no LoRA to the experts of a mixture; {MERGE}",
         to_merge=plan_experts,
         limits="architectures in adapters/bases/experts.py",
     ),
@@ -262,7 +213,7 @@ METHODS: tuple[Method, ...] = (
         "another tuner on experts",
         tensor(EXPERTS),
         Lane.MERGED,
-        f"of methods on the experts of a mixture only plain LoRA is supported; {_MERGE}",
+        f"of methods on the experts of a mixture only plain LoRA is supported; {MERGE}",
     ),
     Method(
         "kasa",
@@ -280,59 +231,7 @@ METHODS: tuple[Method, ...] = (
         to_lora=plan_qalora,
         limits="linear layers, groups of 2 and up",
     ),
-    Method("adalora", "AdaLoRA", tuner("ADALORA"), Lane.HOT, to_lora=plan_adalora),
-    Method("vera", "VeRA", tuner("VERA"), Lane.HOT, to_lora=plan_vera),
-    Method(
-        "pvera-sampling",
-        "PVeRA",
-        pvera_sampling,
-        None,
-        "it draws its change anew for every token, which neither lane can do; set "
-        "sample_at_inference to false to serve its mean",
-    ),
-    Method("pvera", "PVeRA", tuner("PVERA"), Lane.HOT, to_lora=plan_pvera),
-    Method("loha", "LoHa", tuner("LOHA"), Lane.HOT, to_lora=plan_loha),
-    Method("lokr", "LoKr", tuner("LOKR"), Lane.HOT, to_lora=plan_lokr),
-    Method(
-        "miss-bat",
-        "MiSS",
-        miss_bat,
-        Lane.MERGED,
-        f"in this mode it multiplies the base's weight and so has full rank; {_MERGE}",
-        to_merge=plan_miss_bat,
-        limits="linear layers that r divides",
-    ),
-    Method("miss", "MiSS", tuner("MISS"), Lane.HOT, to_lora=plan_miss),
-    Method("bone", "Bone", tuner("BONE"), Lane.HOT, to_lora=plan_miss),
-    Method("gralora", "GraLoRA", tuner("GRALORA"), Lane.HOT, to_lora=plan_gralora),
-    Method("delora", "DeLoRA", tuner("DELORA"), Lane.HOT, to_lora=plan_delora),
-    Method("vblora", "VB-LoRA", tuner("VBLORA"), Lane.HOT, to_lora=plan_vblora),
-    Method(
-        "hra",
-        "HRA",
-        tuner("HRA"),
-        Lane.HOT,
-        to_lora=plan_hra,
-        limits="linear layers; needs the base's weights",
-    ),
-    Method(
-        "deft",
-        "DEFT",
-        tuner("DEFT"),
-        Lane.HOT,
-        to_lora=plan_deft,
-        limits="linear layers; needs the base's weights",
-    ),
-    Method(
-        "peanut",
-        "PEANuT",
-        tuner("PEANUT"),
-        Lane.HOT,
-        to_lora=plan_peanut,
-        limits="linear layers, elementwise activations; needs the base's weights",
-    ),
-    Method("tinylora", "TinyLoRA", tuner("TINYLORA"), Lane.HOT, to_lora=plan_tinylora),
-    Method("unilora", "UniLoRA", tuner("UNILORA"), Lane.HOT, to_lora=plan_unilora),
+    *TUNERS,
     Method(
         "other-tensors",
         "another tuner",
@@ -341,7 +240,7 @@ METHODS: tuple[Method, ...] = (
             r"|bone_block|pvera_|deft_|peanut_|psoft_|tinylora_|unilora_)"
         ),
         Lane.MERGED,
-        f"its tensors are of another tuner than the config says; {_MERGE}",
+        f"its tensors are of another tuner than the config says; {MERGE}",
     ),
     Method("bdlora", "BD-LoRA", key("use_bdlora"), Lane.HOT, to_lora=plan_bdlora),
     Method(
@@ -408,7 +307,7 @@ def _title(method: Method, raw: RawAdapter) -> str:
 def why_merged(method: Method) -> str:
     """Why a method with `to_merge` is no plain LoRA, without what to do where it is refused."""
     assert method.refusal is not None, "a hot method says itself why it is not hot"
-    return method.refusal.removesuffix(f"; {_MERGE}")
+    return method.refusal.removesuffix(f"; {MERGE}")
 
 
 def refusal_of(method: Method, evidence: str, raw: RawAdapter) -> ArtifactError | None:

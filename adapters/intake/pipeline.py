@@ -19,7 +19,8 @@ from adapters.intake.lora import LoraPlan
 from adapters.intake.mapping import leaf_names
 from adapters.intake.merged import prove_merge, write_stored
 from adapters.intake.merging import MergePlan
-from adapters.intake.methods import Method, method_name, recognise, refusal_of
+from adapters.intake.method import Method
+from adapters.intake.methods import method_name, recognise, refusal_of
 from adapters.intake.provenance import source_sha256
 from adapters.intake.raw import RawAdapter
 from adapters.intake.routing import approximated, check_rank, compared, plan_artifact

@@ -10,7 +10,8 @@ from typing import Any
 from adapters.errors import ArtifactError, NotHotServable, UsageError
 from adapters.intake.lora import LoraPlan
 from adapters.intake.merging import MergePlan, edits_of_pairs
-from adapters.intake.methods import Method, refusal_of, why_merged
+from adapters.intake.method import Method
+from adapters.intake.methods import refusal_of, why_merged
 from adapters.intake.peft_config import MAX_RANK
 from adapters.intake.raw import RawAdapter
 from adapters.intake.tied import apart
