@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from adapters.bases.headers import HeaderError, read_header
 from adapters.errors import (
     AmbiguousFormat,
     BaseMismatch,
@@ -87,12 +86,11 @@ def _files(listing: Listing) -> list[str]:
 
 
 def _is_one(listing: Listing, name: str) -> bool:
-    try:
-        header = read_header(listing.path / name)
-    except (HeaderError, OSError):
+    keys = listing.tensor_names(name)
+    if keys is None:
         # A damaged file of that name is to be called damaged, not unknown.
         return _NAMED.fullmatch(name) is not None
-    return any(_MARKS.match(key) for key in header.tensors)
+    return any(_MARKS.match(key) for key in keys)
 
 
 def read(listing: Listing) -> RawAdapter:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from adapters.bases.headers import HeaderError, read_header
 from adapters.errors import (
     AmbiguousFormat,
     InvalidConfig,
@@ -73,6 +74,19 @@ class Listing:
             return read_config(self.path)
         except (InvalidConfig, SourceUnreadable):
             return None
+
+    @cached_property
+    def _read(self) -> dict[str, tuple[str, ...] | None]:
+        return {}
+
+    def tensor_names(self, file: str) -> tuple[str, ...] | None:
+        """The names in the header of a safetensors file here; None if it cannot be read."""
+        if file not in self._read:
+            try:
+                self._read[file] = tuple(read_header(self.path / file).tensors)
+            except (HeaderError, OSError):
+                self._read[file] = None
+        return self._read[file]
 
     def has(self, pattern: str) -> bool:
         """Does a file name match the whole regular expression `pattern`?"""

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adapters.bases.headers import HeaderError, read_header
 from adapters.errors import DamagedArtifact
 from adapters.intake import tensors
 from adapters.intake.locate import CONFIG, Listing, read_config
@@ -42,10 +41,7 @@ def recognises(listing: Listing) -> bool:
         return False
     config = listing.config or {}
     bare = {"r", "lora_alpha"} <= set(config) <= _BARE
-    try:
-        names = read_header(listing.path / WEIGHTS).tensors
-    except (HeaderError, OSError):
-        return False
+    names = listing.tensor_names(WEIGHTS) or ()
     return any(_OWN.search(name) or (bare and _LORA.fullmatch(name)) for name in names)
 
 
