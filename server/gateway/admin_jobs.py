@@ -33,7 +33,8 @@ Event = dict[str, Any]
 
 # A client's read time-out must outlast this many seconds of silence.
 HEARTBEAT_S = 10.0
-_STOP_S = 10.0
+# Longer than the worker's own grace.
+_STOP_S = 25.0
 _MAX_WAITING = 32
 # An event is one line; a manifest with every target of a large model fits many times.
 _LINE_LIMIT = 16 * 1024 * 1024
