@@ -49,8 +49,8 @@ def plan_randlora(raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
     if raw.config.get("save_projection") is not None and not flag(raw.config, "save_projection"):
         raise NotServable(
             "adapter_config.json: save_projection is false, so the random bases were not saved; "
-            "PEFT draws them in a precision that depends on the machine: save the adapter with "
-            "save_projection = true where it was trained"
+            "PEFT draws them anew (all but the sparse ones in a precision that depends on the "
+            "machine): save the adapter with save_projection = true where it was trained"
         )
     own, shared, repeated = _sorted(raw)
     faults = _faults(shared, settings, own, base)
