@@ -203,7 +203,12 @@ SPOILT: dict[str, tuple[Change, type[ArtifactError], str]] = {
     "no-such-module": (
         _config(trainable_token_indices={"wte": TOKENS}),
         BaseMismatch,
-        "'wte', which no base",
+        "'wte', which the base does not",
+    ),
+    "a-name-of-two-lines": (
+        _config(trainable_token_indices={"a\nb": TOKENS}),
+        BaseMismatch,
+        r"names 'a\\nb', which",
     ),
     "inner-layer": (
         _config(trainable_token_indices={"layers.0.self_attn.q_proj": TOKENS}),
