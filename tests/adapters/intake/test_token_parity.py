@@ -280,6 +280,22 @@ def test_spoilt_tokens_are_refused_by_name(name: str, bases: Bases, tmp_path: Pa
     assert found.lane == (Lane.MERGED if error is NotHotServable else None)
 
 
+@pytest.mark.parametrize(
+    "values", [{"modules_to_save": ["lm_head"]}, {"layer_replication": [[0, 2], [1, 3]]}]
+)
+def test_beside_what_is_no_plain_lora_tokens_are_refused(
+    values: dict[str, Any], bases: Bases, tmp_path: Path
+) -> None:
+    path, stored = bases["llama-tied"]
+    folder = tmp_path / "adapter"
+    _save_trained(TIED["lora"], path, folder)
+    settings = folder / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **values}))
+    descriptor = stored.model_copy(update={"directory": str(path)})
+    with pytest.raises(ArtifactError):
+        take_in(folder, base=descriptor, staging=tmp_path, format=None)
+
+
 def test_without_the_base_at_hand_tokens_are_refused(bases: Bases, tmp_path: Path) -> None:
     path, stored = bases["llama-tied"]
     _save_trained(TIED["lora"], path, tmp_path / "adapter")
