@@ -51,10 +51,12 @@ def _with_tokens(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
         return plan_tokens(raw, base, None)
     rest = without_tokens(raw)
     method, evidence = recognise(rest)
-    refusal = refusal_of(method, evidence, rest)
-    if refusal is not None:
+    if method.to_lora is None:
+        # A row that is merged has a reason and no refusal.
+        refusal = refusal_of(method, evidence, rest) or NotHotServable(
+            f"this is {_title(method, rest)} ({evidence}): {method.refusal}"
+        )
         return LoraPlan(pairs=(), scale="", problems=(refusal,), notes=())
-    assert method.to_lora is not None, "a row of METHODS has either a refusal or a plan"
     return plan_tokens(raw, base, method.to_lora(rest, base))
 
 

@@ -171,8 +171,12 @@ def _declared(raw: RawAdapter, base: BaseDescriptor) -> dict[str, tuple[int, ...
         # PEFT compares the ends of the names (peft/utils/other.py, _set_trainable).
         modules = [spec.name for spec in base.modules if spec.name.endswith(name)]
         if not modules:
-            raise BaseMismatch(f"adapter_config.json: {_KEY} names '{name}', which no base has")
-        declared.update(dict.fromkeys(modules, _indices(indices, f"{_KEY}['{name}']")))
+            raise BaseMismatch(
+                f"adapter_config.json: {_KEY} names {reprlib.repr(name)}, which the base does not "
+                "have"
+            )
+        key = f"{_KEY}[{reprlib.repr(name)}]"
+        declared.update(dict.fromkeys(modules, _indices(indices, key)))
     return declared
 
 

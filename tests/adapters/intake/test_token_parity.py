@@ -203,7 +203,12 @@ SPOILT: dict[str, tuple[Change, type[ArtifactError], str]] = {
     "no-such-module": (
         _config(trainable_token_indices={"wte": TOKENS}),
         BaseMismatch,
-        "'wte', which no base",
+        "'wte', which the base does not",
+    ),
+    "a-name-of-two-lines": (
+        _config(trainable_token_indices={"a\nb": TOKENS}),
+        BaseMismatch,
+        r"names 'a\\nb', which",
     ),
     "inner-layer": (
         _config(trainable_token_indices={"layers.0.self_attn.q_proj": TOKENS}),
@@ -273,6 +278,22 @@ def test_spoilt_tokens_are_refused_by_name(name: str, bases: Bases, tmp_path: Pa
     found = examine(folder, bases=[("tied", descriptor)], format=None)
     assert found.problems
     assert found.lane == (Lane.MERGED if error is NotHotServable else None)
+
+
+@pytest.mark.parametrize(
+    "values", [{"modules_to_save": ["lm_head"]}, {"layer_replication": [[0, 2], [1, 3]]}]
+)
+def test_beside_what_is_no_plain_lora_tokens_are_refused(
+    values: dict[str, Any], bases: Bases, tmp_path: Path
+) -> None:
+    path, stored = bases["llama-tied"]
+    folder = tmp_path / "adapter"
+    _save_trained(TIED["lora"], path, folder)
+    settings = folder / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **values}))
+    descriptor = stored.model_copy(update={"directory": str(path)})
+    with pytest.raises(ArtifactError):
+        take_in(folder, base=descriptor, staging=tmp_path, format=None)
 
 
 def test_without_the_base_at_hand_tokens_are_refused(bases: Bases, tmp_path: Path) -> None:
