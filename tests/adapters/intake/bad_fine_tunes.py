@@ -81,7 +81,7 @@ def _both(*spoils: Spoil) -> Spoil:
     return spoil
 
 
-def _sharded(folder: Path) -> None:
+def sharded(folder: Path) -> None:
     """Two shards and their index in the place of the one file."""
     tensors = load_file(folder / ONE)
     (folder / ONE).unlink()
@@ -94,7 +94,7 @@ def _sharded(folder: Path) -> None:
 
 def _index(change: Callable[[dict[str, str]], None]) -> Spoil:
     def spoil(folder: Path) -> None:
-        _sharded(folder)
+        sharded(folder)
         value = json.loads((folder / INDEX).read_text())
         change(value["weight_map"])
         (folder / INDEX).write_text(json.dumps(value))
@@ -144,12 +144,12 @@ def _resized(rows: int) -> Spoil:
 
 BAD: dict[str, BadTune] = {
     "missing-shard": BadTune(
-        _both(_sharded, lambda folder: next(folder.glob("model-00002*")).unlink()),
+        _both(sharded, lambda folder: next(folder.glob("model-00002*")).unlink()),
         DamagedArtifact,
         ("model-00002-of-00002.safetensors", "missing", "1 of 2"),
     ),
     "no-index": BadTune(
-        _both(_sharded, lambda folder: (folder / INDEX).unlink()), DamagedArtifact, ("no index",)
+        _both(sharded, lambda folder: (folder / INDEX).unlink()), DamagedArtifact, ("no index",)
     ),
     "shard-elsewhere": BadTune(
         _index(lambda where: where.update({Q0: "../model.safetensors"})),
@@ -165,13 +165,13 @@ BAD: dict[str, BadTune] = {
         _index(lambda where: where.clear()), DamagedArtifact, ("no weight_map",)
     ),
     "two-sets": BadTune(
-        _both(_sharded, lambda folder: save_file({"x": torch.ones(1)}, folder / ONE)),
+        _both(sharded, lambda folder: save_file({"x": torch.ones(1)}, folder / ONE)),
         DamagedArtifact,
         ("two sets of weights",),
     ),
     "in-two-shards": BadTune(
         _both(
-            _sharded,
+            sharded,
             lambda folder: save_file(
                 {
                     **load_file(folder / "model-00001-of-00002.safetensors"),
