@@ -327,10 +327,10 @@ def check_targets(
                 ),
             )
     targeted = settings.targeted(base.modules)
-    if targeted is None:
-        return ["adapter_config.json names no target_modules; the tensors decided"]
     if not modules:
         return []
+    if targeted is None:
+        return ["adapter_config.json names no target_modules; the tensors decided"]
     for module in sorted(targeted - modules):
         findings.add(
             "declared but absent",
