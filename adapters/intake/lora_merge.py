@@ -342,5 +342,5 @@ def _config(raw: RawAdapter, *, dora: bool) -> dict[str, Any]:
         value = raw.config.get(key)
         if value in (None, False, "", "none") or value in ([], {}):
             continue
-        kept[key] = sorted(value) if key in _SETS and isinstance(value, list) else value
+        kept[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
     return kept

@@ -135,6 +135,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "DoRA rescales every row of the merged weight, which no plain LoRA expresses",
         to_merge=plan_lora_merge,
+        limits="on an embedding from PEFT only; torchtune's own file, not its export, where q or k is tuned",
     ),
     Method(
         "kasa",
@@ -150,6 +151,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "a bias on lora_B is added to the output, which a plain LoRA has no place for",
         to_merge=plan_lora_merge,
+        limits="where the base's layer has a bias",
     ),
     Method(
         "trained-bias",
@@ -166,6 +168,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "it replaces rows of the embedding, which no plain LoRA expresses",
         to_merge=plan_lora_merge,
+        limits="with LoRA; of a tied base the embedding's rows, which are the head's too",
     ),
     Method(
         "modules-to-save",
@@ -174,6 +177,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "it replaces whole modules of the base, which no plain LoRA expresses",
         to_merge=plan_lora_merge,
+        limits="beside LoRA and DoRA only; added tokens with their tokenizer",
     ),
     Method(
         "layer-replication",
