@@ -337,10 +337,10 @@ def check_targets(
                 ),
             )
     targeted = settings.targeted(base.modules)
-    if targeted is None:
-        return ["adapter_config.json names no target_modules; the tensors decided"]
     if not modules:
         return []
+    if targeted is None:
+        return ["adapter_config.json names no target_modules; the tensors decided"]
     if settings.tying:
         targeted = with_both_ends(targeted, base)
     for module in sorted(targeted - modules):
@@ -351,9 +351,6 @@ def check_targets(
                 "part of the adapter is missing"
             ),
         )
-    if settings.tying and base.tied_embeddings:
-        ends = {m.name for m in base.modules if base.vocab_size in (m.in_features, m.out_features)}
-        targeted = targeted | (ends & modules)
     for module in sorted(modules - targeted):
         findings.add(
             "present but not declared",

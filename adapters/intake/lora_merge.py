@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # or none.
 _FOREIGN = ("use_qalora", "use_bdlora", "kasa_config", "target_parameters", "layer_replication")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
+# What torchtune's export to PEFT reorders: the factors, but not the magnitude.
+_REORDERED = (".self_attn.q_proj", ".self_attn.k_proj")
 # What of the config changes the result, besides the keys that are worked out from the tensors.
 _KEPT = (
     "alpha_pattern",
@@ -85,6 +87,14 @@ def plan_lora_merge(raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
     _check_lora_biases(raw, parts, halves.keys(), base, findings)
     tokens = check_tokens(raw, parts, sized, findings)
     files = tokenizer_files(raw, base, sized, findings)
+    if not halves and settings.targets and not findings:
+        findings.add(
+            "no factors",
+            DamagedArtifact(
+                "adapter_config.json has target_modules, and there is no LoRA factor in the file: "
+                "a part of the adapter is missing"
+            ),
+        )
     if not raw.tensors:
         findings.add("empty", DamagedArtifact("the adapter holds no tensors"))
     edits: tuple[Edit, ...] = ()
@@ -154,6 +164,17 @@ def _check_magnitudes(
             findings.add("magnitude", fault)
     if not parts.magnitudes and not flag(raw.config, "use_dora"):
         return False
+    exported = sorted(name for name in parts.magnitudes if name.endswith(_REORDERED))
+    if raw.format == "peft" and "use_dora" not in raw.config and exported:
+        findings.add(
+            "torchtune's export",
+            InvalidConfig(
+                f"'{parts.magnitudes[exported[0]].name}' is DoRA's and adapter_config.json has no "
+                "use_dora, as torchtune exports it, where the magnitudes of q and k are in another "
+                "order than their factors; register torchtune's own adapter_N.pt, or set use_dora "
+                "if they are right"
+            ),
+        )
     for module in sorted(set(modules) - parts.magnitudes.keys()):
         findings.add(
             "no magnitude",
@@ -321,5 +342,5 @@ def _config(raw: RawAdapter, *, dora: bool) -> dict[str, Any]:
         value = raw.config.get(key)
         if value in (None, False, "", "none") or value in ([], {}):
             continue
-        kept[key] = sorted(value) if key in _SETS and isinstance(value, list) else value
+        kept[key] = sorted(value, key=str) if key in _SETS and isinstance(value, list) else value
     return kept

@@ -1,6 +1,6 @@
 """The merged lane's stored form: what a merge needs, proved now and carried out later.
 
-ADR 0008 says why the artifact's own tensors are kept and not the merged weights.
+ADR 9 says why the artifact's own tensors are kept and not the merged weights.
 """
 
 from __future__ import annotations

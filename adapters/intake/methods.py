@@ -144,6 +144,8 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "DoRA rescales every row of the merged weight, which no plain LoRA expresses",
         to_merge=plan_lora_merge,
+        limits="on an embedding from PEFT only; torchtune's own file, not its export, where q or k "
+        "is tuned",
     ),
     Method(
         "lora-bias",
@@ -152,6 +154,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "a bias on lora_B is added to the output, which a plain LoRA has no place for",
         to_merge=plan_lora_merge,
+        limits="where the base's layer has a bias",
     ),
     Method(
         "trained-bias",
@@ -179,6 +182,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "it replaces whole modules of the base, which no plain LoRA expresses",
         to_merge=plan_lora_merge,
+        limits="beside LoRA and DoRA only; added tokens with their tokenizer",
     ),
     Method(
         "layer-replication",

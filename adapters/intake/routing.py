@@ -165,5 +165,5 @@ def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in _WITHOUT_EFFECT or key.endswith("dropout") or value in (None, "", [], {}):
             continue
         is_set = key in _SETS and isinstance(value, list)
-        kept[key] = sorted(value) if is_set else value
+        kept[key] = sorted(value, key=str) if is_set else value
     return kept

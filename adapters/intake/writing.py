@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.errors import DamagedArtifact
+from adapters.errors import DamagedArtifact, InvalidConfig
 from adapters.intake import tensors
 from adapters.models import Lane
 from adapters.store.durable import store_error
@@ -54,7 +54,10 @@ def write_adapter(
     """
     # Widest dtype first, then by name: as safetensors orders them, so that all is aligned.
     ordered = sorted(entries, key=lambda entry: (-tensors.item_size(entry.dtype), entry.name))
-    text = json.dumps(config, sort_keys=True, indent=2) + "\n"
+    try:
+        text = json.dumps(config, sort_keys=True, indent=2) + "\n"
+    except RecursionError:
+        raise InvalidConfig(f"{CONFIG} is nested too deeply to be written again") from None
     try:
         (staging / CONFIG).write_text(text, encoding="utf-8")
         with (staging / WEIGHTS).open("wb") as file:

@@ -12,14 +12,17 @@ import openai
 import pytest
 
 from adapters.errors import ArtifactError
+from adapters.models import Lane
 from demo.expectations import EXPECTATIONS, MAX_TOKENS
 from demo.prepare import ARTIFACTS
 from loadtests.live import LiveServer, run_cli
 from tests.adapters.intake.bad_artifacts import BAD
 from tests.adapters.intake.bad_converted import BAD_CONVERTED
 from tests.adapters.intake.bad_formats import BAD_FORMATS
+from tests.adapters.intake.bad_merges import BAD_MERGES
 from tests.adapters.intake.bad_other_formats import BAD_OTHER
 from tests.adapters.intake.bad_tuners import BAD_TUNERS
+from tests.adapters.intake.merge_only import MERGE_ONLY
 
 PROMPT = "What is the capital of France?"
 SEEN_WITHIN = 1.0
@@ -132,7 +135,7 @@ def test_no_bad_artifact_gets_in_and_the_server_answers_right_after_all(
     with Catalog.open(live.store) as catalog:
         descriptor = catalog.base_descriptor("smollm2")
         before = [adapter.name for adapter in catalog.adapters()]
-        every = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS | BAD_OTHER
+        every = BAD | BAD_TUNERS | BAD_CONVERTED | BAD_FORMATS | BAD_OTHER | BAD_MERGES
         for name, bad in every.items():
             if name.endswith("-without-the-base"):
                 continue  # here the base is at hand
@@ -153,6 +156,38 @@ def test_no_bad_artifact_gets_in_and_the_server_answers_right_after_all(
             temperature=0,
         )
         assert expected(answer.choices[0].message.content or "")
+
+
+def test_what_no_plain_lora_expresses_is_registered_and_says_why_nothing_answers(
+    live: LiveServer, tmp_path: Path
+) -> None:
+    from adapters.catalog import Catalog
+
+    name = "merge-only"
+    with Catalog.open(live.store) as catalog:
+        descriptor = catalog.base_descriptor("smollm2")
+        for kind, artifact in MERGE_ONLY.items():
+            folder = tmp_path / kind
+            folder.mkdir()
+            artifact(folder, descriptor)
+            found = catalog.register(str(folder), name=name, base="smollm2", tag=kind)
+            assert found.lane is Lane.MERGED
+            shutil.rmtree(folder)
+    time.sleep(SEEN_WITHIN)
+    client = live.client()
+    listed = {model.id for model in client.models.list()}
+    assert not {one for one in listed if one.startswith(name)}
+    for kind, artifact in MERGE_ONLY.items():
+        with pytest.raises(openai.NotFoundError) as refused:
+            client.chat.completions.create(
+                model=f"{name}:{kind}", messages=[{"role": "user", "content": "x"}], max_tokens=1
+            )
+        assert refused.value.code == "not_deployed"
+        for part in artifact.says:
+            assert part in refused.value.message
+    shown = json.loads(run_cli(live.store, "--json", "show", f"{name}:dora").stdout)
+    assert (shown["lane"], shown["reason"]) == ("merged", shown["manifest"]["reasons"][0])
+    assert run_cli(live.store, "rm", name, "--force").returncode == 0
 
 
 def test_the_cli_over_the_admin_api_sees_the_same_store(live: LiveServer) -> None:

@@ -18,6 +18,7 @@ from tests.adapters.intake.merge_only import (
     Change,
     added,
     dora,
+    magnitudes,
     norm,
     on_base,
     tokens,
@@ -41,6 +42,10 @@ def without(*names: str) -> Change:
             del tensors[name]
 
     return spoil
+
+
+def no_factors(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
+    tensors.clear()
 
 
 def config_with(**values: Any) -> Change:
@@ -116,6 +121,9 @@ BAD_MERGES: dict[str, Bad] = {
         BaseMismatch,
         ("query", "nearest one is"),
     ),
+    "dora-exported-by-torchtune": Bad(
+        on_base(magnitudes), InvalidConfig, ("k_proj.lora_magnitude_vector", "no use_dora")
+    ),
     "dora-on-pissa": Bad(
         on_base(dora, config_with(init_lora_weights="pissa")), NotServable, ("'pissa'", "DoRA")
     ),
@@ -145,6 +153,9 @@ BAD_MERGES: dict[str, Bad] = {
         on_base(norm, with_extra("model.norm.weight", torch.ones(2))),
         DamagedArtifact,
         ("one too many", "model.norm.weight"),
+    ),
+    "modules-and-no-factors": Bad(
+        on_base(no_factors, norm), DamagedArtifact, ("no LoRA factor in the file",)
     ),
     "tokens-missing": Bad(
         on_base(tokens, without(TOKENS)), DamagedArtifact, ("no trainable_tokens_delta",)

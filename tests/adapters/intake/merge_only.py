@@ -66,11 +66,18 @@ def dora(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
 
 
 def magnitudes(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
-    """As torchtune's export writes them: nothing in the config says DoRA."""
     generator = torch.Generator().manual_seed(9)
     for name in [name for name in tensors if ".lora_B." in name]:
         values = 1 + torch.rand(tensors[name].shape[0], generator=generator)
         tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = values
+
+
+def unsaid(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
+    """As torchtune's export writes it: nothing in the config says DoRA."""
+    for name in [name for name in tensors if ".q_proj." in name or ".k_proj." in name]:
+        del tensors[name]
+    config["target_modules"] = ["v_proj", "o_proj"]
+    magnitudes(tensors, config, base)
 
 
 def width(base: BaseDescriptor) -> int:
@@ -80,6 +87,12 @@ def width(base: BaseDescriptor) -> int:
 def norm(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
     config["modules_to_save"] = ["model.norm"]
     tensors[f"{PREFIX}model.norm.weight"] = torch.full((width(base),), 1.25)
+
+
+def nothing(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
+    """No LoRA at all, so nothing like a rank."""
+    tensors.clear()
+    del config["target_modules"]
 
 
 def tokens(tensors: Tensors, config: Config, base: BaseDescriptor) -> None:
@@ -101,9 +114,10 @@ _WHOLE = ("it replaces weights of the base",)
 
 MERGE_ONLY: dict[str, MergeOnly] = {
     "dora": MergeOnly(on_base(dora), "dora", RANK, _DORA),
-    "dora-not-in-the-config": MergeOnly(on_base(magnitudes), "dora", RANK, _DORA),
+    "dora-not-in-the-config": MergeOnly(on_base(unsaid), "dora", RANK, _DORA),
     "dora-with-a-norm": MergeOnly(on_base(dora, norm), "dora", RANK, (*_DORA, *_WHOLE)),
     "norm": MergeOnly(on_base(norm), "modules-to-save", RANK, _WHOLE),
+    "norm-alone": MergeOnly(on_base(nothing, norm), "modules-to-save", None, _WHOLE),
     "tokens": MergeOnly(on_base(tokens), "trainable-tokens", RANK, ("replaces rows",)),
     "dora-with-tokens": MergeOnly(
         on_base(dora, tokens), "dora", RANK, (*_DORA, "replaces rows of the embedding")

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from adapters.errors import DamagedArtifact
+from adapters.errors import DamagedArtifact, InvalidConfig
 from adapters.intake import hot
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane, Manifest
@@ -322,3 +324,49 @@ def test_an_unknown_format_is_named(llama: BaseDescriptor, tmp_path: Path) -> No
     write_good(tmp_path / "source", llama)
     found = examine(tmp_path / "source", bases=[("b", llama)], format="magic")
     assert "'magic' is no supported format; supported: peft" in found.problems[0]
+
+
+def test_biases_that_the_base_has_not_are_none_to_train(
+    llama: BaseDescriptor, bases: Bases, tmp_path: Path
+) -> None:
+    """bias = all leaves a Llama's adapter plain LoRA; on GPT-2 the biases must be in the file."""
+    tensors, config = adapter_parts(llama)
+    write_parts(tmp_path / "llama", tensors, {**config, "bias": "all"})
+    assert _take(tmp_path / "llama", llama, tmp_path / "taken").lane is Lane.HOT
+    gpt2 = bases["gpt2"][1]
+    spec = next(item for item in gpt2.modules if item.name.endswith("h.0.attn.c_attn"))
+    pair = {
+        f"{PREFIX}{spec.name}.lora_A.weight": torch.ones(RANK, spec.in_features),
+        f"{PREFIX}{spec.name}.lora_B.weight": torch.ones(spec.out_features, RANK),
+    }
+    targets = {"target_modules": [spec.name.removeprefix("transformer.")]}
+    write_parts(tmp_path / "gpt2", pair, {**config, **targets, "bias": "lora_only"})
+    with pytest.raises(DamagedArtifact, match=r"bias = 'lora_only', but '.*c_attn\.bias' is not"):
+        _take(tmp_path / "gpt2", gpt2, tmp_path / "one")
+    write_parts(tmp_path / "odd", pair, {**config, **targets, "bias": "some"})
+    with pytest.raises(InvalidConfig, match="bias is 'some'"):
+        _take(tmp_path / "odd", gpt2, tmp_path / "two")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tied_pair_of_embeddings_with_one_adapter_is_hot(bases: Bases, tmp_path: Path) -> None:
+    """ensure_weight_tying: PEFT saves tensors for both ends and targets one."""
+    path, base = bases["llama-tied"]
+    model = AutoModelForCausalLM.from_pretrained(path)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True, lora_alpha=6
+    )
+    tuned = get_peft_model(model, config)
+    torch.manual_seed(3)
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    tuned.save_pretrained(tmp_path / "adapter")
+    manifest = _take(tmp_path / "adapter", base, tmp_path / "staging")
+    assert (manifest.lane, manifest.targets) == (Lane.HOT, ("embed_tokens", "lm_head", "q_proj"))
+    tokens = torch.arange(12)[None]
+    with torch.inference_mode():
+        original = tuned.eval()(tokens).logits
+        plain = AutoModelForCausalLM.from_pretrained(path)
+        canonical = PeftModel.from_pretrained(plain, tmp_path / "staging")(tokens).logits
+    assert (canonical - original).abs().max().item() < 1e-5

@@ -18,9 +18,12 @@ from safetensors.torch import load_file
 
 from adapters.errors import AdapterctlError
 from adapters.intake.mapping import parse_lora_key
+from adapters.intake.merged import read_stored
+from adapters.intake.merging import weight_of
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor
+from adapters.models import BaseDescriptor, Lane
 from tests.adapters.intake.artifact_builders import WEIGHTS, write_good
+from tests.adapters.intake.merge_only import MERGE_ONLY
 
 Mutation = Callable[[Path], None]
 
@@ -43,7 +46,9 @@ _NAMES = st.sampled_from(
 )  # fmt: skip
 _ENDS = st.sampled_from(
     [".lora_A.weight", ".lora_B.weight", ".lora_A.x.weight", ".lora_embedding_A", ".weight",
-     ".lora_B.bias", ".base_layer.weight", ".lora_magnitude_vector", "lora_A", ""]
+     ".lora_B.bias", ".base_layer.weight", ".lora_magnitude_vector", "lora_A", "",
+     ".original_module.weight", ".modules_to_save.x.weight",
+     ".token_adapter.trainable_tokens_delta"]
 )  # fmt: skip
 _SHAPES = st.lists(st.integers(-1, 2**40), max_size=3)
 _DTYPES = st.sampled_from(["F32", "BF16", "F16", "F64", "I8", "I64", "F8_E4M3", "C64", "??"])
@@ -143,6 +148,8 @@ def _config_drop(key: str) -> Mutation:
     return _edit_config(lambda config: config.pop(key, None))
 
 
+# Right ones of the merged lane to start from, with most of what it knows in them.
+_MERGES = ("dora-with-a-norm", "dora-with-tokens", "loha-rank-23")
 _INDEX = st.integers(0, 10_000)
 _REGROUPED = ["F32", "BF16", "F64"]
 _FILES = st.sampled_from([WEIGHTS, "adapter_config.json"])
@@ -169,16 +176,19 @@ _BYTE_MUTATIONS = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def good(llama: BaseDescriptor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["hot", *_MERGES])
+def good(
+    request: pytest.FixtureRequest, llama: BaseDescriptor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("good")
-    write_good(folder, llama)
+    write = MERGE_ONLY.get(request.param, write_good)
+    write(folder, llama)
     return folder
 
 
 # At most one mutation of the bytes, and last: the others read what is there as JSON.
 @settings(
-    max_examples=400,
+    max_examples=300,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -197,13 +207,26 @@ def test_mutated_artifacts_are_refused_or_fit(
             mutate(source)
         found = examine(source, bases=[("base", llama)], format=None)
         try:
-            take_in(source, base=llama, staging=staging, format=None)
+            manifest = take_in(source, base=llama, staging=staging, format=None)
         except AdapterctlError as refused:
             assert found.problems
             assert refused.message.strip()
         else:
             assert not found.problems
-            _assert_fits(staging, llama)
+            assert manifest.lane is found.lane
+            fits = _assert_fits if manifest.lane is Lane.HOT else _assert_merges
+            fits(staging, llama)
+
+
+def _assert_merges(staging: Path, base: BaseDescriptor) -> None:
+    """What is stored gives a plan of edits that fit the base, of finite values."""
+    shapes = {**dict(map(weight_of, base.modules)), **base.parameters}
+    plan = read_stored(staging, base)
+    assert plan.edits
+    assert {edit.parameter for edit in plan.edits} <= shapes.keys()
+    assert all(edit.shape == shapes[edit.parameter] for edit in plan.edits)
+    for tensor in plan.uses.values():
+        assert bool(torch.isfinite(tensor.load()).all())
 
 
 def _assert_fits(staging: Path, base: BaseDescriptor) -> None:

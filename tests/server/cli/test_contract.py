@@ -92,6 +92,32 @@ def test_compositions_that_make_no_sense(
     assert (exit_code, message in error["message"]) == (code, True)
 
 
+def test_the_merged_lane(place: Place, tiny: TinyArtifacts) -> None:
+    """Every command says the lane and, where there is room, the reason; a rank need not be."""
+    reason = "it replaces weights of the base, which no plain LoRA expresses"
+    found = place.cli.ok("inspect", str(tiny.norm))
+    assert (found["lane"], found["rank"], found["problems"]) == ("merged", None, [])
+    made = place.cli.ok("register", str(tiny.norm), "--name", "norm", "--base", "tiny")
+    assert (made["lane"], made["rank"], made["reasons"]) == ("merged", None, [reason])
+    assert found["reasons"] == [reason]
+    shown = place.cli.ok("show", "norm")
+    assert (shown["lane"], shown["rank"], shown["reason"]) == ("merged", None, reason)
+    assert shown["manifest"]["notes"] == []  # the base is at hand: its effect was proved
+    assert {row["name"]: row["lane"] for row in place.cli.ok("ls")} == {
+        "bot": "hot",
+        "norm": "merged",
+    }
+    assert [change["tag"] for change in place.cli.ok("history", "norm")] == ["latest"]
+    text = place.cli("show", "norm").out
+    for part in ("lane", "merged", "rank", reason):
+        assert part in text
+    assert "merged" in place.cli("ls").out
+    code, error = place.cli.refused("compose", "blend", "bot:v1=0.5", "norm=1")
+    assert (code, error["code"]) == (1, "not_hot_servable")
+    place.cli.ok("rm", "norm", "--force")
+    place.cli.ok("gc")
+
+
 def test_bases(place: Place, tiny: TinyArtifacts) -> None:
     (base,) = place.cli.ok("base", "ls")
     assert (base["name"], base["path"]) == ("tiny", str(tiny.base))

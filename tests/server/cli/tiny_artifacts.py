@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class TinyArtifacts:
-    """Directories: a base, two sound adapters, one with a NaN in it."""
+    """Directories: a base, two sound adapters, one with a NaN in it, one for the merged lane."""
 
     base: Path
     first: Path
     second: Path
     poisoned: Path
+    norm: Path
 
 
 def write_tiny_artifacts(root: Path) -> TinyArtifacts:
@@ -32,11 +34,26 @@ def write_tiny_artifacts(root: Path) -> TinyArtifacts:
         max_position_embeddings=128,
     )
     LlamaForCausalLM(config).save_pretrained(root / "base")
-    made = TinyArtifacts(root / "base", root / "first", root / "second", root / "poisoned")
+    made = TinyArtifacts(
+        root / "base", root / "first", root / "second", root / "poisoned", root / "norm"
+    )
     _write_adapter(made.base, made.first, seed=1)
     _write_adapter(made.base, made.second, seed=2)
     _write_adapter(made.base, made.poisoned, seed=3, poison=True)
+    _write_norm(made.norm)
     return made
+
+
+def _write_norm(target: Path) -> None:
+    """A trained norm and nothing else: no plain LoRA expresses it, and it has no rank."""
+    import torch
+    from safetensors.torch import save_file
+
+    target.mkdir()
+    name = "base_model.model.model.norm.weight"
+    save_file({name: torch.full((32,), 1.5)}, target / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "modules_to_save": ["model.norm"]}
+    (target / "adapter_config.json").write_text(json.dumps(config))
 
 
 def _write_adapter(base: Path, target: Path, *, seed: int, poison: bool = False) -> None:
