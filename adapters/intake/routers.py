@@ -39,7 +39,7 @@ def plan_router(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:
         return plan
     unproved = NotHotServable(
         f"'{found.a_name}': that vLLM applies a LoRA on the router of {base.architecture} is not "
-        "proved; merge the adapter into the base and serve the result"
+        "proved, so it is for the merged lane"
     )
     return replace(plan, problems=(*plan.problems, unproved))
 

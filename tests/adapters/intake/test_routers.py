@@ -9,6 +9,7 @@ import pytest
 
 from adapters.bases.describe import describe_base
 from adapters.errors import ArtifactError, DamagedArtifact, InvalidConfig, NotHotServable
+from adapters.intake.lora import plan_lora
 from adapters.intake.merging import edits_of_pairs
 from adapters.intake.pipeline import examine, take_in
 from adapters.intake.raw import Provenance, RawAdapter
@@ -125,13 +126,17 @@ def _raw(folder: Path) -> RawAdapter:
 def test_a_router_whose_lora_is_not_proved_is_not_hot(mixtures: Mixtures, tmp_path: Path) -> None:
     path, base = mixtures["deepseek-v3"]
     train(path, tmp_path / "adapter", **ROUTER)
-    _refused(tmp_path / "adapter", base, NotHotServable, "is not proved")
+    (problem,) = plan_router(_raw(tmp_path / "adapter"), base).problems
+    assert type(problem) is NotHotServable
+    assert "is not proved" in problem.message
 
 
 def test_the_gate_of_a_shared_expert_is_not_hot(mixtures: Mixtures, tmp_path: Path) -> None:
     path, base = mixtures["qwen2-moe"]
     train(path, tmp_path / "adapter", target_modules=["shared_expert_gate"])
-    _refused(tmp_path / "adapter", base, NotHotServable, "gate of a shared expert")
+    problems = plan_lora(_raw(tmp_path / "adapter"), base).problems
+    assert {type(problem) for problem in problems} == {NotHotServable}
+    assert all("gate of a shared expert" in problem.message for problem in problems)
 
 
 def test_a_declared_router_without_tensors(mixtures: Mixtures, tmp_path: Path) -> None:

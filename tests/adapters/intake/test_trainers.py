@@ -55,7 +55,6 @@ REAL: dict[str, Real] = {
 # Made by the same scripts, but no plain LoRA.
 MERGED = {
     "mlx-dora": ("llama", "dora", "DoRA"),
-    "mlx-experts": ("qwen3-moe", "moe-experts", "LoRA on experts"),
     "mlx-full": ("llama", "full-fine-tune", "a full fine-tune"),
     "torchtune-dora": ("llama", "dora", "DoRA"),
 }
