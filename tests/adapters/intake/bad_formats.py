@@ -225,7 +225,7 @@ BAD_FORMATS: dict[str, Bad] = {
     "mlx-experts": Bad(
         _spoilt(_mlx, _rename("self_attn.q_proj", "mlp.switch_mlp.up_proj")),
         NotHotServable,
-        ("switch_mlp", "experts"),
+        ("experts",),
     ),
     "mlx-or-peft": Bad(
         _spoilt(write_good, _copied("adapter_model.safetensors", MLX)),
