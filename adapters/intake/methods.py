@@ -135,7 +135,7 @@ METHODS: tuple[Method, ...] = (
         Lane.MERGED,
         "DoRA rescales every row of the merged weight, which no plain LoRA expresses",
         to_merge=plan_lora_merge,
-        limits="on an embedding from PEFT only; torchtune's own file, not its export, where q or k is tuned",
+        limits="on an embedding from PEFT only; of torchtune its own file where q or k is tuned",
     ),
     Method(
         "kasa",
