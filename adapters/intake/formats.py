@@ -22,13 +22,15 @@ from adapters.intake.raw import RawAdapter
 class Format:
     """A row: the name users write after --format, its files, how it shows, and its reader.
 
-    `recognises` looks at names, and at headers if it must, and raises nothing.
+    `recognises` looks at names, and at headers if it must, and raises nothing. `holds` are the
+    methods (names of METHODS) that its trainers write in it; none: all of them.
     """
 
     name: str
     files: str
     recognises: Callable[[Listing], bool]
     read: Callable[[Listing], RawAdapter]
+    holds: tuple[str, ...] = ()
 
 
 FORMATS: tuple[Format, ...] = (
@@ -38,15 +40,45 @@ FORMATS: tuple[Format, ...] = (
         peft.recognises,
         peft.read,
     ),
-    Format("tinker", "the same, with Tinker's names", tinker.recognises, tinker.read),
-    Format("mlx", "adapters.safetensors", mlx.recognises, mlx.read),
-    Format("gguf", "one .gguf file", gguf.recognises, gguf.read),
-    Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read),
-    Format("torchtune", "adapter_model.pt", torchtune.recognises, torchtune.read),
-    Format("kohya", "one .safetensors with lora_….lora_down.weight", kohya.recognises, kohya.read),
-    Format("nemo", "one .nemo file of NeMo 1", nemo.recognises, nemo.read),
-    Format("loralib", "one .pt with X.lora_A and X.lora_B", loralib.recognises, loralib.read),
-    Format("full", "config.json with model.safetensors: a whole model", full.recognises, full.read),
+    Format(
+        "tinker",
+        "the same, with Tinker's names",
+        tinker.recognises,
+        tinker.read,
+        ("lora", "moe-experts"),
+    ),
+    Format(
+        "mlx",
+        "adapters.safetensors",
+        mlx.recognises,
+        mlx.read,
+        ("lora", "dora", "full-fine-tune", "moe-experts"),
+    ),
+    Format("gguf", "one .gguf file", gguf.recognises, gguf.read, ("lora", "modules-to-save")),
+    Format("litgpt", "lit_model.pth.lora", litgpt.recognises, litgpt.read, ("lora",)),
+    Format("torchtune", "adapter_model.pt", torchtune.recognises, torchtune.read, ("lora", "dora")),
+    Format(
+        "kohya",
+        "one .safetensors with lora_….lora_down.weight",
+        kohya.recognises,
+        kohya.read,
+        ("lora", "loha", "lokr"),
+    ),
+    Format("nemo", "one .nemo file of NeMo 1", nemo.recognises, nemo.read, ("lora",)),
+    Format(
+        "loralib",
+        "one .pt with X.lora_A and X.lora_B",
+        loralib.recognises,
+        loralib.read,
+        ("lora", "trained-bias"),
+    ),
+    Format(
+        "full",
+        "config.json with model.safetensors: a whole model",
+        full.recognises,
+        full.read,
+        ("full-fine-tune",),
+    ),
 )
 
 SUPPORTED = ", ".join(f"{row.name} ({row.files})" for row in FORMATS)
