@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from adapters.bases.describe import describe_base
 from adapters.errors import BaseError, NotHotServable
+from adapters.intake.merged import read_stored
+from adapters.intake.merging import carried_out
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane, Manifest
 from tests.adapters.intake.conftest import VOCABULARY
@@ -115,3 +118,35 @@ def test_what_cannot_be_undone_is_refused(
     config.write_text(text.replace('"init_lora_weights": true', '"init_lora_weights": "pissa"'))
     with pytest.raises(NotHotServable, match=says):
         _taken(tmp_path, descriptor.model_copy(update={"directory": str(path)}))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_rank_that_no_engine_takes_is_merged(tmp_path: Path) -> None:
+    """260 of PiSSA's are 520 on the original base: the same pairs, added to the weights."""
+    config = LlamaConfig(
+        hidden_size=288,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=VOCABULARY,
+    )
+    torch.manual_seed(3)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base"
+    base = describe_base(path).model_copy(update={"directory": str(path)})
+    _save_trained(
+        {"init_lora_weights": "pissa", "r": 260, "target_modules": ["q_proj"]},
+        path,
+        tmp_path / "adapter",
+    )
+    original = _logits(PeftModel.from_pretrained(_base_model(path), tmp_path / "adapter"))
+    manifest = _taken(tmp_path, base)
+    assert (manifest.lane, manifest.rank) == (Lane.MERGED, 520)
+    assert "needs rank 520" in manifest.reasons[0]
+    merged = _base_model(path)
+    state = merged.state_dict()
+    for edit in read_stored(tmp_path / "canonical", base).edits:
+        state[edit.parameter].copy_(carried_out([edit], state.__getitem__))
+    assert (_logits(merged) - original).abs().max().item() <= 2e-6
+    assert (_logits(_base_model(path)) - original).abs().max().item() > 1e-2
