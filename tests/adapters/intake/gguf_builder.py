@@ -7,6 +7,7 @@ of q and k for the architecture `llama`, token_embd's A turned).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def write_gguf(
     kind: str = "adapter",
     extra: dict[str, np.ndarray[Any, Any]] | None = None,
     tokens: list[int] | None = None,
+    heads: Mapping[str, int] = HEADS,
 ) -> None:
-    """`factors` by Hugging Face module, in PEFT's layout."""
+    """`factors` by Hugging Face module, in PEFT's layout; `heads` of q and k, by leaf."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(kind)
     writer.add_string("adapter.type", "lora")
@@ -66,8 +68,8 @@ def write_gguf(
     for module, (a, b) in factors.items():
         a_rows, b_rows = a.numpy(), b.numpy()
         leaf = module.rpartition(".")[2]
-        if architecture == "llama" and leaf in HEADS:
-            b_rows = permute(b_rows, HEADS[leaf])
+        if architecture == "llama" and leaf in heads:
+            b_rows = permute(b_rows, heads[leaf])
         if leaf == "embed_tokens":
             a_rows = a_rows.T
         for name, values in (("lora_a", a_rows), ("lora_b", b_rows)):
