@@ -33,6 +33,14 @@ class BaseFiles:
         }
 
 
+def stored_name(files: BaseFiles, parameter: str) -> str | None:
+    """The name by which the checkpoint has a parameter of the model; None if it has none."""
+    # Some checkpoints (GPT-2's) are saved from the model without its head: no prefix.
+    names = (parameter, parameter.partition(".")[2])
+    shards = files.shards.values()
+    return next((n for n in names if any(n in shard.tensors for shard in shards)), None)
+
+
 def open_base(path: Path) -> BaseFiles:
     """Read config and headers of the model directory `path`; raises BaseError."""
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.bases.digest import digest_of
-from adapters.bases.shards import BaseFiles, open_base
+from adapters.bases.shards import BaseFiles, open_base, stored_name
 from adapters.errors import BaseError
 from adapters.models import BaseDescriptor
 
@@ -50,8 +50,8 @@ class BaseWeights:
 
     def parameter(self, name: str) -> tuple[Path, TensorInfo] | None:
         """The same for any parameter of the model; None if there is none of its own (tied)."""
-        # Some checkpoints (GPT-2's) are saved from the model without its head: no prefix.
-        return self._place(name) or self._place(name.partition(".")[2])
+        stored = stored_name(self._files, name)
+        return None if stored is None else self._place(stored)
 
     def _place(self, name: str) -> tuple[Path, TensorInfo] | None:
         found = self._files.tensors().get(name)

@@ -274,11 +274,15 @@ def _whole(
 def _replacing(parameter: str, tensor: LazyTensor) -> Edit:
     # Reads what it replaces: so the two can be compared.
     module = parameter.rpartition(".")[0]
-    return Edit(parameter, tensor.shape, (tensor,), _instead, parameter, module)
+    return Edit(parameter, tensor.shape, (tensor,), _instead, parameter, module, _rows_instead)
 
 
 def _instead(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new
+
+
+def _rows_instead(rows: slice, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return new[rows]
 
 
 def _product(found: Halves, scale: float, magnitude: LazyTensor | None) -> Edit:
@@ -286,7 +290,10 @@ def _product(found: Halves, scale: float, magnitude: LazyTensor | None) -> Edit:
     name, shape = weight_of(found.spec)
     turned = found.spec.kind != "linear"
     inputs = (found.a, found.b) if magnitude is None else (found.a, found.b, magnitude)
-    return Edit(name, shape, inputs, partial(_changed, turned, scale), name, found.spec.name)
+    # DoRA's norms of a turned weight run over all its rows.
+    by_rows = None if turned and magnitude is not None else partial(_changed_rows, turned, scale)
+    change = partial(_changed, turned, scale)
+    return Edit(name, shape, inputs, change, name, found.spec.name, by_rows)
 
 
 def _changed(
@@ -302,6 +309,20 @@ def _changed(
     if magnitude is not None:
         rows = rows * (magnitude / tensors.row_norms(rows))[:, None]
     return rows.T if turned else rows
+
+
+def _changed_rows(
+    turned: bool,
+    scale: float,
+    rows: slice,
+    old: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    magnitude: torch.Tensor | None = None,
+) -> torch.Tensor:
+    if turned:
+        return _changed(turned, scale, old, a[:, rows], b)
+    return _changed(turned, scale, old, a, b[rows], None if magnitude is None else magnitude[rows])
 
 
 def _bias(module: str, tensor: LazyTensor, scale: float) -> Edit:

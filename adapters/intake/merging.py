@@ -29,6 +29,9 @@ class Edit:
     the inputs come in the same dtype. `old` is the base's parameter `reads`; with None there is
     none and it is `apply(*inputs)`. Edits of one parameter are applied one after the other, each
     on the result of the one before. `module` names the module for messages.
+
+    `by_rows(rows, old, *inputs)` gives the same for a slice of the parameter's first axis alone,
+    `old` being those rows, so that a merge need not hold the whole; None: only the whole will do.
     """
 
     parameter: str
@@ -37,6 +40,7 @@ class Edit:
     apply: Callable[..., torch.Tensor]
     reads: str | None
     module: str
+    by_rows: Callable[..., torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,16 @@ def _edit(pair: LoraPair) -> Edit:
         apply=partial(_add_product, spec.kind != "linear"),
         reads=name,
         module=spec.name,
+        by_rows=partial(_add_rows, spec.kind != "linear"),
     )
 
 
 def _add_product(turned: bool, old: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     delta = b @ a
     return old + (delta.T if turned else delta)
+
+
+def _add_rows(
+    turned: bool, rows: slice, old: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:
+    return old + ((b @ a[:, rows]).T if turned else b[rows] @ a)

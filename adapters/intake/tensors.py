@@ -386,3 +386,9 @@ def unit_columns(matrix: torch.Tensor) -> torch.Tensor:
     """Each column divided by its length, in fp32; those of (almost) none are zero."""
     lengths = torch.linalg.vector_norm(matrix, dim=0)
     return torch.where(lengths > 1e-12, matrix / lengths, 0.0).to(torch.float32)
+
+
+def squares(values: torch.Tensor) -> float:
+    """The sum of the squares, in one pass."""
+    flat = values.reshape(-1)
+    return float(torch.dot(flat, flat))

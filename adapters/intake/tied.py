@@ -62,7 +62,7 @@ def apart(edits: Sequence[Edit], base: BaseDescriptor) -> tuple[tuple[Edit, ...]
         reads_it = is_first and edit.reads is not None
         placed.append(replace(edit, reads=source) if reads_it else edit)
     if first:
-        placed.append(Edit(target, shape, (), _unchanged, source, head.name))
+        placed.append(Edit(target, shape, (), _unchanged, source, head.name, _rows_unchanged))
     return tuple(placed), {"tie_word_embeddings": False}
 
 
@@ -77,4 +77,8 @@ def _inner(parameters: set[str], base: BaseDescriptor) -> bool:
 
 
 def _unchanged(old: torch.Tensor) -> torch.Tensor:
+    return old
+
+
+def _rows_unchanged(rows: slice, old: torch.Tensor) -> torch.Tensor:
     return old

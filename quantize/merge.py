@@ -1,0 +1,177 @@
+"""A merge from end to end: one version and its base in, a Hugging Face directory out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import adapters
+from adapters.catalog import Catalog
+from adapters.models import Origin
+from quantize.layout import Places, Shard, planned_shards
+from quantize.measuring import Measured, drowning, rounding_of
+from quantize.models import Dtype, Merged, MergeReport
+from quantize.side_files import not_carried, side_files
+from quantize.source import MergeSource, open_source
+from quantize.workspace import Workspace, check_out, written
+from quantize.writing import write_shard
+
+REPORT = "merge_report.json"
+# What a merge of the same inputs writes; raised when that changes, so that no run goes on from
+# shards of another kind.
+_RECIPE = 1
+# The report and the state; whatever they take, it is less.
+_SLACK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Who hears of a new step, and of (done, total) bytes."""
+
+    step: Callable[[str], None] = lambda text: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+def merge(
+    catalog: Catalog,
+    reference: str,
+    out: Path | None,
+    *,
+    dtype: Dtype | None = None,
+    watch: Watcher | None = None,
+) -> Merged:
+    """Merge the version `reference` into its base and write the model to the directory `out`.
+
+    W' is computed in fp32 (fp64 for a base in fp64) and rounded once to the output dtype: the
+    base's own for each tensor, or `dtype` for every floating-point tensor. `out` None is
+    NAME-VERSION-merged in the working directory. The same inputs give the same bytes, but for
+    merge_report.json, which holds this run's cost. Raises AdapterctlError subclasses.
+    """
+    began = time.monotonic()
+    watch = watch or Watcher()
+    watch.step(f"checking {reference} and its base")
+    source = open_source(catalog, reference)
+    label = f"{source.version.adapter}-{source.version.label}"
+    target = (Path(f"{label}-merged") if out is None else out).absolute()
+    check_out(target)
+    shards = planned_shards(source.files, source.base, source.plan, dtype)
+    beside = side_files(source, shards, dtype)
+    with Workspace(target, _digest(source, shards, beside, dtype)) as space:
+        resumed = [shard for shard in shards if space.finished(shard.name) is not None]
+        measured = _write_shards(space, source, shards, beside, watch)
+        report = _report(source, shards, measured, len(resumed), dtype, began)
+        merged = Merged(
+            name=source.version.adapter,
+            version=source.version.label,
+            digest=source.version.digest,
+            path=str(target),
+            report=report,
+        )
+        with written(target):
+            for name, content in beside.items():
+                (space.path / name).parent.mkdir(exist_ok=True)
+                (space.path / name).write_bytes(content)
+            (space.path / REPORT).write_text(merged.model_dump_json(indent=2) + "\n")
+            space.publish()
+    return merged
+
+
+def _write_shards(
+    space: Workspace,
+    source: MergeSource,
+    shards: Sequence[Shard],
+    beside: dict[str, bytes],
+    watch: Watcher,
+) -> tuple[Measured, ...]:
+    places = Places(source.files)
+    total = sum(shard.size for shard in shards)
+    open_shards = [shard for shard in shards if space.finished(shard.name) is None]
+    left = sum(shard.size for shard in open_shards)
+    space.check_space(left + sum(len(content) for content in beside.values()) + _SLACK)
+    done = total - left
+    if done:
+        watch.step(f"going on after {len(shards) - len(open_shards)} of {len(shards)} shards")
+    else:
+        watch.step("merging")
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        watch.progress(done, total)
+
+    found: list[Measured] = []
+    for shard in shards:
+        measured = space.finished(shard.name)
+        if measured is None:
+            with written(space.out):
+                measured = write_shard(shard, space.path, places, advance)
+                space.finish(shard.name, measured)
+        found.extend(measured)
+    return tuple(found)
+
+
+def _digest(
+    source: MergeSource, shards: Sequence[Shard], beside: dict[str, bytes], dtype: str | None
+) -> str:
+    """What makes two runs the same: all that their bytes depend on."""
+    total = hashlib.sha256(f"merge {_RECIPE} {torch.__version__} {dtype}\n".encode())
+    total.update(f"{source.version.base_digest} {source.version.digest}\n".encode())
+    for shard in shards:
+        total.update(f"{shard.name}\n".encode() + shard.header)
+    for name, content in beside.items():
+        total.update(f"{name} {len(content)}\n".encode() + content)
+    return f"sha256:{total.hexdigest()}"
+
+
+def _report(
+    source: MergeSource,
+    shards: Sequence[Shard],
+    measured: Sequence[Measured],
+    resumed: int,
+    dtype: str | None,
+    began: float,
+) -> MergeReport:
+    version, manifest = source.version, source.manifest
+    slots = [slot for shard in shards for slot in shard.slots]
+    edited = [slot for slot in slots if slot.edits]
+    known = source.files.tensors()
+    rounding = rounding_of(measured)
+    delta = math.sqrt(math.fsum(m.delta for m in measured))
+    before = math.sqrt(math.fsum(m.before for m in measured))
+    return MergeReport(
+        method=version.method,
+        lane=version.lane,
+        dtype=dtype or source.base.dtype,
+        base=Origin(reference=version.base, digest=version.base_digest),
+        adapter=Origin(reference=f"{version.adapter}:{version.label}", digest=version.digest),
+        composed_from=manifest.composed_from,
+        parameters_changed=len(edited),
+        values_changed=sum(math.prod(slot.shape) for slot in edited),
+        added=tuple(slot.name for slot in edited if slot.name not in known),
+        resized=tuple(
+            slot.name
+            for slot in edited
+            if slot.name in known and slot.source and slot.source.info.shape != slot.shape
+        ),
+        delta=delta,
+        relative=delta / before if before else None,
+        rounding=rounding,
+        changed=tuple(m.changed() for m in measured),
+        size=sum(shard.size for shard in shards),
+        size_computed=sum(slot.size for slot in slots if not slot.copied),
+        shards=len(shards),
+        shards_resumed=resumed,
+        seconds=round(time.monotonic() - began, 3),
+        # Linux counts it in KiB.
+        peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        tools={"adapterctl": adapters.__version__, "torch": torch.__version__},
+        notes=not_carried(source),
+        warnings=drowning(rounding, dtype or source.base.dtype),
+    )

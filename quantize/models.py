@@ -1,0 +1,69 @@
+"""The documents of a merge: what is asked for, what is answered."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapters.models import Frozen, Lane, Origin
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class ChangedParameter(Frozen):
+    """One parameter that the merge changed or added.
+
+    Frobenius norms: `delta` is |W' - W|, `relative` that by |W| (None for one the base has not),
+    `noise` what rounding W' to the output dtype changes, by `delta` (None where nothing changed).
+    """
+
+    parameter: str
+    delta: float
+    relative: float | None
+    noise: float | None
+
+
+class Rounding(Frozen):
+    """How much of the change the output dtype drowns: |rounding| by |change|, all together and in
+    the worst parameter (None: no parameter was changed by a finite amount)."""
+
+    overall: float
+    worst: ChangedParameter | None
+
+
+class MergeReport(Frozen):
+    """What was merged, and what it cost. Sizes in bytes; `seconds` and `peak_rss` of this run."""
+
+    method: str
+    lane: Lane
+    dtype: str
+    base: Origin
+    adapter: Origin
+    composed_from: tuple[Origin, ...]
+    parameters_changed: int
+    values_changed: int
+    added: tuple[str, ...]
+    resized: tuple[str, ...]
+    delta: float
+    relative: float | None
+    rounding: Rounding
+    changed: tuple[ChangedParameter, ...]
+    size: int
+    size_computed: int
+    shards: int
+    shards_resumed: int
+    seconds: float
+    peak_rss: int
+    tools: dict[str, str]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class Merged(Frozen):
+    """What `adapterctl merge` answers. `digest` is the merged version's."""
+
+    name: str
+    version: str
+    digest: str
+    path: str
+    quantization: None = None
+    report: MergeReport

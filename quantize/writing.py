@@ -1,0 +1,236 @@
+"""Writing one shard of a merged checkpoint: what is unchanged as bytes, the rest by blocks of rows.
+
+Memory is bounded by one block, the factors of one parameter and, only where an edit cannot be
+carried out by rows, one parameter; so it does not depend on the size of the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapters.bases.headers import TensorInfo
+from adapters.errors import BaseError, DamagedArtifact, UsageError
+from adapters.intake import tensors
+from adapters.intake.lora import load_finite
+from adapters.intake.merging import Edit, carried_out
+from adapters.store.durable import fsync_directory
+from quantize.layout import Place, Places, Shard, Slot
+from quantize.measuring import Measured, Sums
+
+if TYPE_CHECKING:
+    import torch
+
+# 2 MB of fp32: the steps of one block find it in the processor's cache.
+_BLOCK = 1 << 19
+_COPY = 64 << 20
+# The file system has no such call, or not between these two files.
+_NO_RANGE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """The values of a slot's rows [start, end), in the dtype in which the merge computes."""
+
+    values: Callable[[int, int], torch.Tensor]
+    # The base's own rows where there are some to compare with.
+    before: Callable[[int, int], torch.Tensor | None]
+
+
+def write_shard(
+    shard: Shard, folder: Path, places: Places, advance: Advance
+) -> tuple[Measured, ...]:
+    """Put the shard into `folder`, whole and on the disk or not at all; what was changed, measured.
+
+    `advance` hears the bytes as they are written. Raises OSError for the target, BaseError for the
+    base, DamagedArtifact, and UsageError when the output dtype cannot hold a value.
+    """
+    part = folder / f".{shard.name}.part"
+    found: list[Measured] = []
+    with part.open("wb", buffering=0) as file:
+        out = file.fileno()
+        _write(out, memoryview(shard.header))
+        advance(len(shard.header))
+        for run in _runs(shard.slots):
+            if run[0].copied:
+                _copy_run(run, out, advance)
+            else:
+                measured = _write_values(run[0], out, places, advance)
+                found += [measured] if measured is not None else []
+        os.fsync(out)
+    part.replace(folder / shard.name)
+    fsync_directory(folder)
+    return tuple(found)
+
+
+def _runs(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
+    """Slots one by one, but those together that are copied and lie together in the base too."""
+    run: list[Slot] = []
+    for slot in slots:
+        if run and not (slot.copied and run[-1].copied and _follows(run[-1], slot)):
+            yield run
+            run = []
+        run.append(slot)
+    if run:
+        yield run
+
+
+def _follows(one: Slot, other: Slot) -> bool:
+    first, second = one.source, other.source
+    assert first is not None and second is not None, "a copied slot has a source"
+    return first.path == second.path and first.info.end == second.info.start
+
+
+def _copy_run(run: Sequence[Slot], out: int, advance: Advance) -> None:
+    first, last = run[0].source, run[-1].source
+    assert first is not None and last is not None, "a copied slot has a source"
+    path, at, end = first.path, first.info.start, last.info.end
+    try:
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as fault:
+        raise BaseError(f"cannot read {path}: {fault.strerror or fault}") from fault
+    try:
+        copy = _by_range
+        while at < end:
+            count = copy(source, out, at, min(_COPY, end - at))
+            if count is None:
+                copy = _by_sendfile
+            elif count == 0:
+                raise BaseError(f"{path.name} ended early: it changed while it was read")
+            else:
+                at += count
+                advance(count)
+    finally:
+        os.close(source)
+
+
+def _by_range(source: int, out: int, at: int, count: int) -> int | None:
+    """None: not on this file system."""
+    try:
+        # 0 is what some file systems say in place of an error.
+        return os.copy_file_range(source, out, count, offset_src=at) or None
+    except OSError as fault:
+        if fault.errno in _NO_RANGE:
+            return None
+        raise
+
+
+def _by_sendfile(source: int, out: int, at: int, count: int) -> int | None:
+    return os.sendfile(out, source, at, count)
+
+
+def _write_values(slot: Slot, out: int, places: Places, advance: Advance) -> Measured | None:
+    blocks = _blocks(slot, places)
+    rows, width = _grid(slot.shape)
+    step = max(1, _BLOCK // max(1, width))
+    dtype = tensors.TORCH_DTYPE[slot.dtype]
+    sums = Sums(measured=bool(slot.edits))
+    for start in range(0, rows, step):
+        end = min(rows, start + step)
+        values = blocks.values(start, end).reshape(end - start, width).contiguous()
+        rounded = values.to(dtype)
+        if not sums.add(values, rounded, blocks.before(start, end)):
+            raise _not_finite(slot)
+        data = tensors.raw_bytes(rounded)
+        _write(out, data)
+        advance(len(data))
+    return sums.result(slot.name) if slot.edits else None
+
+
+def _grid(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The first axis and the size of one of its rows."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+
+
+def _blocks(slot: Slot, places: Places) -> _Blocks:
+    source = slot.source
+    # Read once for both: what is changed is most often what it is compared with.
+    own = None if source is None else lru_cache(maxsize=1)(partial(_read_rows, source, slot.name))
+    alike = source is not None and _grid(source.info.shape)[1] == _grid(slot.shape)[1]
+
+    def before(start: int, end: int) -> torch.Tensor | None:
+        return own(start, end) if own is not None and alike else None
+
+    if not slot.edits:
+        assert own is not None, "what is not edited is the base's"
+        return _Blocks(own, before)
+    if not _by_rows(slot, places):
+        value = carried_out(slot.edits, lambda name: _read_whole(places.of(name), name))
+        whole = tensors.computed_in(value).reshape(_grid(slot.shape))
+        return _Blocks(lambda start, end: whole[start:end], before)
+    read = places.of(slot.edits[0].reads or "")
+    assert read is not None, "looked at by _by_rows"
+    rows_of = own if own is not None and read == source else partial(_read_rows, read, slot.name)
+    inputs = [_inputs(edit, read.info.dtype) for edit in slot.edits]
+
+    def values(start: int, end: int) -> torch.Tensor:
+        rows = rows_of(start, end).reshape(end - start, *slot.shape[1:])
+        for edit, given in zip(slot.edits, inputs, strict=True):
+            assert edit.by_rows is not None, "looked at by _by_rows"
+            rows = edit.by_rows(slice(start, end), rows, *given)
+        return rows
+
+    return _Blocks(values, before)
+
+
+def _by_rows(slot: Slot, places: Places) -> bool:
+    """Can all edits be carried out some rows at a time, each on what the one before left?"""
+    first, *others = slot.edits
+    read = None if first.reads is None else places.of(first.reads)
+    if read is None or read.info.shape != slot.shape:
+        return False
+    return all(
+        edit.by_rows is not None and edit.shape == slot.shape for edit in slot.edits
+    ) and all(edit.reads == edit.parameter for edit in others)
+
+
+def _inputs(edit: Edit, dtype: str) -> list[torch.Tensor]:
+    computed = tensors.TORCH_DTYPE["F64" if dtype == "F64" else "F32"]
+    return [load_finite(tensor).to(computed) for tensor in edit.inputs]
+
+
+def _read_whole(place: Place | None, name: str) -> torch.Tensor:
+    if place is None:
+        raise BaseError(f"the base keeps no '{name}', which the adapter changes")
+    return tensors.computed_in(_read(place, name, place.info))
+
+
+def _read_rows(place: Place, name: str, start: int, end: int) -> torch.Tensor:
+    """Rows [start, end) as a matrix, as far as there are any."""
+    info = place.info
+    rows, width = _grid(info.shape)
+    start, end = min(start, rows), min(end, rows)
+    size = (info.end - info.start) // max(1, rows)
+    cut = TensorInfo(
+        info.dtype, (end - start, width), info.start + start * size, info.start + end * size
+    )
+    return tensors.computed_in(_read(place, name, cut))
+
+
+def _read(place: Place, name: str, info: TensorInfo) -> torch.Tensor:
+    try:
+        return tensors.read_tensor(place.path, name, info)
+    except DamagedArtifact as fault:
+        raise BaseError(fault.message) from None
+
+
+def _write(out: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(out, data) :]
+
+
+def _not_finite(slot: Slot) -> UsageError | DamagedArtifact:
+    if slot.dtype == "F16":
+        return UsageError(
+            f"'{slot.name}' holds values that float16 cannot (65504 is its largest): give "
+            "--dtype bfloat16 or float32"
+        )
+    return DamagedArtifact(f"merged, '{slot.name}' holds values that are not finite")
