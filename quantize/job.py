@@ -87,7 +87,9 @@ def _write(events: IO[str], event: dict[str, Any]) -> None:
 
 
 def _stop_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through the buffer: a thread that holds its lock ends the interpreter's exit in a crash.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(_GRACE_S)
     # Deep in a library that ignores the signal. What is left can be gone on from.

@@ -11,6 +11,7 @@ COMMANDS = {
     "base": "server.cli.app:base",
     "register": "server.cli.commands.intake:register",
     "compose": "server.cli.commands.compose:compose",
+    "merge": "server.cli.commands.merge:merge",
     "inspect": "server.cli.commands.intake:inspect",
     "ls": "server.cli.commands.adapters:ls",
     "show": "server.cli.commands.adapters:show",
