@@ -30,7 +30,10 @@ def main() -> None:
     """Run the order on stdin."""
     events = _own_stdout()
     try:
-        order = json.loads(sys.stdin.buffer.readline())
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return  # told to stop before there was anything to do
+        order = json.loads(line)
         threading.Thread(target=_stop_with_parent, daemon=True).start()
         # What is served meanwhile goes first.
         os.nice(5)

@@ -90,7 +90,7 @@ def check_deployed(reference: str, version: VersionRecord) -> None:
     raise NotDeployed(
         f"'{reference}' is {version.adapter}:{version.label}, which only an engine of its own can "
         f"serve (lane {version.lane}: {why}), and this server starts none: ask for a version of "
-        "the hot lane, or merge it with its trainer's tools and serve the result as a base",
+        "the hot lane, or merge it with `adapterctl merge` and serve the result as a base",
         param="model",
     )
 

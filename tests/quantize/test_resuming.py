@@ -16,7 +16,7 @@ from adapters.errors import AlreadyExists, BaseError, DiskFull, InUse, UsageErro
 from quantize import workspace
 from quantize.merge import REPORT, Watcher, merge
 from quantize.workspace import Workspace
-from tests.adapters.intake.artifact_builders import PREFIX, adapter_parts, write_parts
+from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
 from tests.quantize.conftest import Shop
 
 
@@ -182,8 +182,10 @@ def test_another_base_than_was_registered(shop: Shop, reference: str, tmp_path: 
 
 def test_float16_that_cannot_hold_a_value(shop: Shop, tmp_path: Path) -> None:
     tensors, config = adapter_parts(shop.catalog.base_descriptor("llama"))
-    name = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_B.weight"
-    write_parts(tmp_path / "adapter", {**tensors, name: tensors[name] * 1e5}, config)
+    for side, factor in (("A", 1e3), ("B", 1e4)):
+        name = f"{PREFIX}{Q0}.lora_{side}.weight"
+        tensors[name] = tensors[name] * factor
+    write_parts(tmp_path / "adapter", tensors, config)
     shop.register(tmp_path / "adapter", "large", "llama")
     with pytest.raises(UsageError, match=r"q_proj\.weight' holds values that float16 cannot"):
         merge(shop.catalog, "large", tmp_path / "out", dtype="float16")
