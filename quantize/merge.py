@@ -20,10 +20,9 @@ from quantize.measuring import Measured, drowning, rounding_of
 from quantize.models import Dtype, Merged, MergeReport
 from quantize.side_files import not_carried, side_files
 from quantize.source import MergeSource, open_source
-from quantize.workspace import Workspace, check_out, written
+from quantize.workspace import REPORT, Workspace, check_out, written
 from quantize.writing import write_shard
 
-REPORT = "merge_report.json"
 # What a merge of the same inputs writes; raised when that changes, so that no run goes on from
 # shards of another kind.
 _RECIPE = 1

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from adapters.errors import (
     AdapterctlError,
     AlreadyExists,
+    ArtifactError,
     DiskFull,
     InUse,
     StoreDamaged,
@@ -31,6 +32,8 @@ from adapters.models import Frozen
 from adapters.store.durable import fsync_directory, fsync_file, write_durably
 from quantize.measuring import Measured
 
+# Beside the model, as its last file.
+REPORT = "merge_report.json"
 _STATE = "state.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -84,7 +87,8 @@ class Workspace:
         if not self._published:
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
-            if not self._state.shards:
+            # What is wrong with the inputs, running it again does not cure.
+            if not self._state.shards or isinstance(error, UsageError | ArtifactError):
                 shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._descriptor)
 
@@ -95,7 +99,7 @@ class Workspace:
     def finish(self, shard: str, measured: tuple[Measured, ...]) -> None:
         """Notes durably that the shard, which is on the disk already, is done."""
         self._state = _State(plan=self._plan, shards={**self._state.shards, shard: measured})
-        write_durably(self.path / _STATE, self._state.model_dump_json().encode())
+        self._write_state()
 
     def check_space(self, needed: int) -> None:
         """Raises DiskFull unless `needed` bytes are free on the output's disk."""
@@ -108,9 +112,9 @@ class Workspace:
 
     def publish(self) -> None:
         """Everything to the disk, then the output's name: from now on the merge is there."""
-        (self.path / _STATE).unlink(missing_ok=True)
         for file in sorted(self.path.rglob("*")):
             (fsync_directory if file.is_dir() else fsync_file)(file)
+        (self.path / _STATE).unlink(missing_ok=True)
         fsync_directory(self.path)
         try:
             # Takes the place of an empty directory, and of nothing else.
@@ -123,16 +127,28 @@ class Workspace:
         fsync_directory(self.out.parent)
 
     def _resume(self) -> None:
+        """Keep what an earlier run of this plan finished, and nothing else that a merge left."""
+        entries = list(self.path.iterdir())
+        # Written first and removed last; the report is there when it is gone.
+        marks = {_STATE, REPORT} & {entry.name for entry in entries}
+        ours = marks or all(entry.name.startswith(f".{_STATE}.") for entry in entries)
+        if not ours or self.path.is_symlink():
+            raise AlreadyExists(
+                f"{self.path} is there and no merge has made it: name another --out, or remove it"
+            )
         state = self._read_state()
         if state is not None and state.plan == self._plan:
             there = {n: m for n, m in state.shards.items() if (self.path / n).is_file()}
             self._state = _State(plan=self._plan, shards=there)
-        for entry in self.path.iterdir():
-            kept = entry.name in self._state.shards or (entry.name == _STATE and state is not None)
+        self._write_state()
+        for entry in entries:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif not kept:
+            elif entry.name not in {_STATE, *self._state.shards}:
                 entry.unlink()
+
+    def _write_state(self) -> None:
+        write_durably(self.path / _STATE, self._state.model_dump_json().encode())
 
     def _read_state(self) -> _State | None:
         try:

@@ -72,13 +72,15 @@ def edits_with_experts(
 
 def _stack_edit(parts: Sequence[tuple[Place, LoraPair]]) -> Edit:
     first = parts[0][0]
+    places = tuple((place.expert, place.rows) for place, _ in parts)
     return Edit(
         parameter=first.parameter,
         shape=first.shape,
         inputs=tuple(half for _, pair in parts for half in _halves(pair)),
-        apply=partial(_add_each, tuple((place.expert, place.rows) for place, _ in parts)),
+        apply=partial(_add_each, places, slice(0, first.shape[0])),
         reads=first.parameter,
         module=first.spec.stored,
+        by_rows=partial(_add_each, places),
     )
 
 
@@ -91,11 +93,15 @@ def _halves(pair: LoraPair) -> tuple[LazyTensor, LazyTensor]:
 
 
 def _add_each(
-    places: Sequence[tuple[int, slice]], old: torch.Tensor, *halves: torch.Tensor
+    places: Sequence[tuple[int, slice]],
+    experts: slice,
+    old: torch.Tensor,
+    *halves: torch.Tensor,
 ) -> torch.Tensor:
-    """`halves` are A and B of each place in turn."""
+    """`old` are the matrices of `experts`; `halves` are A and B of each place in turn."""
     new = old.clone()
     for index, (expert, rows) in enumerate(places):
-        a, b = halves[2 * index : 2 * index + 2]
-        new[expert, rows] += b @ a
+        if experts.start <= expert < experts.stop:
+            a, b = halves[2 * index : 2 * index + 2]
+            new[expert - experts.start, rows] += b @ a
     return new

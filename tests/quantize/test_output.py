@@ -14,8 +14,9 @@ from adapters.bases.headers import read_header
 from adapters.catalog import Catalog
 from adapters.errors import BaseError
 from adapters.serving.document import ServingChoice
-from quantize.merge import REPORT, merge
+from quantize.merge import merge
 from quantize.models import Merged
+from quantize.workspace import REPORT
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
 from tests.quantize.conftest import Shop
 

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapters.compositions import Part, Recipe
+from quantize import writing
 from quantize.merge import merge
 from tests.adapters.intake import mixtures
 from tests.adapters.intake.conftest import VOCABULARY
@@ -93,6 +94,12 @@ KINDS: dict[str, Kind] = {
     "loha": Kind({"target_modules": LLAMA, "r": 3}, ("llama",), config="LoHaConfig"),
     "lokr": Kind({"target_modules": LLAMA, "r": 3}, ("llama",), config="LoKrConfig"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows a block: all of a tiny model's parameters would fit into one."""
+    monkeypatch.setattr(writing, "_BLOCK", 100)
 
 
 def load(path: Path, dtype: torch.dtype = torch.float64) -> Any:

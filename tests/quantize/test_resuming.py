@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.errors import AlreadyExists, BaseError, DiskFull, InUse, UsageError
-from quantize import workspace
-from quantize.merge import REPORT, Watcher, merge
-from quantize.workspace import Workspace
+from quantize.merge import Watcher, merge
+from quantize.workspace import REPORT, Workspace
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
 from tests.quantize.conftest import Shop
 
@@ -115,8 +115,8 @@ def test_a_full_disk_is_said_before_and_during(
     full = OSError(28, "No space left on device")
     with pytest.raises(DiskFull, match="goes on after the last finished shard"):
         merge(shop.catalog, reference, tmp_path / "o", watch=_stopping(1, full))
-    usage = workspace.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(workspace.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(DiskFull, match=r"needs 4\.\d MB in .*, 0\.0 MB are free"):
         merge(shop.catalog, reference, tmp_path / "o")
     assert list(tmp_path.iterdir()) == []
@@ -150,6 +150,16 @@ def test_what_is_there_stays(
     with pytest.raises(AlreadyExists, match="name another with --out"):
         merge(shop.catalog, reference, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_hidden_directory_of_somebody_else_stays(
+    shop: Shop, reference: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".out.merging").mkdir()
+    (tmp_path / ".out.merging" / "notes.txt").write_text("mine")
+    with pytest.raises(AlreadyExists, match="no merge has made it"):
+        merge(shop.catalog, reference, tmp_path / "out")
+    assert (tmp_path / ".out.merging" / "notes.txt").read_text() == "mine"
 
 
 def test_an_empty_directory_is_taken(shop: Shop, reference: str, tmp_path: Path) -> None:
