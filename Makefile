@@ -70,6 +70,7 @@ bench: $(READY) ## Benchmarks: ratios in one run (see loadtests/README.md)
 	@$(BIN)/python -m demo.base
 	@$(BIN)/python -m loadtests.bench_registry
 	@$(BIN)/python -m loadtests.bench_gateway
+	@$(BIN)/python -m loadtests.bench_merge
 
 .PHONY: lock
 lock: $(READY) ## Make the locks anew from pyproject.toml

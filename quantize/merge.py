@@ -18,7 +18,7 @@ from adapters.models import Origin
 from quantize.layout import Places, Shard, planned_shards
 from quantize.measuring import Measured, drowning, rounding_of
 from quantize.models import Dtype, Merged, MergeReport
-from quantize.side_files import not_carried, side_files
+from quantize.side_files import notes_on, side_files
 from quantize.source import MergeSource, open_source
 from quantize.workspace import REPORT, Workspace, check_out, written
 from quantize.writing import write_shard
@@ -65,6 +65,7 @@ def merge(
     with Workspace(target, _digest(source, shards, beside, dtype)) as space:
         resumed = [shard for shard in shards if space.finished(shard.name) is not None]
         measured = _write_shards(space, source, shards, beside, watch)
+        source.check_unchanged()
         report = _report(source, shards, measured, len(resumed), dtype, began)
         merged = Merged(
             name=source.version.adapter,
@@ -171,6 +172,6 @@ def _report(
         # Linux counts it in KiB.
         peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         tools={"adapterctl": adapters.__version__, "torch": torch.__version__},
-        notes=not_carried(source),
+        notes=notes_on(source),
         warnings=drowning(rounding, dtype or source.base.dtype),
     )

@@ -28,8 +28,8 @@ _TOKENIZER = (
     "vocab.json",
     "vocab.txt",
 )
-# Whoever passes the merged model on has to pass these on.
 _OTHERS = ("chat_template.json", _TEMPLATE, "generation_config.json")
+# Whoever passes the merged model on has to pass these on.
 _LEGAL = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -41,7 +41,8 @@ def side_files(source: MergeSource, shards: Sequence[Shard], dtype: str | None) 
     """
     root = source.files.root
     own = {path.name: _read(path) for path in source.plan.files}
-    replaced = set(own) & set(_TOKENIZER)
+    # Of a fine-tune only the files that differ from the base's are kept.
+    replaced = not source.plan.config.get("whole_weights") and set(own) & set(_TOKENIZER)
     names = [*(() if replaced else _TOKENIZER), *_OTHERS, *_LEGAL]
     found = {name: _read(root / name) for name in names if (root / name).is_file()}
     for path in _more_templates(root):
@@ -57,10 +58,12 @@ def side_files(source: MergeSource, shards: Sequence[Shard], dtype: str | None) 
     return dict(sorted(found.items()))
 
 
-def not_carried(source: MergeSource) -> tuple[str, ...]:
-    """What the version brings to its requests and a model's directory has no place for."""
+def notes_on(source: MergeSource) -> tuple[str, ...]:
+    """What who uses the merged model has to know, for one what it has no place for."""
     said = source.serving
     notes = []
+    if source.version.approximate:
+        notes.append("the version only comes near the fine-tune that it was extracted from")
     if said.system_prompt is not None:
         notes.append("the version's system prompt is no part of a model: send it with requests")
     defaults = said.defaults.said()

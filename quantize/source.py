@@ -26,6 +26,16 @@ class MergeSource:
     base: BaseDescriptor
     files: BaseFiles
     plan: MergePlan
+    # Size and time of every shard when the digest was checked.
+    stamps: tuple[tuple[int, int], ...]
+
+    def check_unchanged(self) -> None:
+        """Raises BaseError when a shard was written to since the base was opened."""
+        if _stamps(self.files) != self.stamps:
+            raise BaseError(
+                f"the base in {self.files.root} was changed while it was merged: what was made "
+                "of it is thrown away"
+            )
 
 
 def open_source(catalog: Catalog, reference: str) -> MergeSource:
@@ -42,6 +52,7 @@ def open_source(catalog: Catalog, reference: str) -> MergeSource:
     version = catalog.show(reference)
     record = catalog.base(version.base)
     files = open_base(local_path(record.path))
+    stamps = _stamps(files)
     if digest_of(files) != version.base_digest:
         raise BaseError(
             f"the base '{record.name}' in {record.path} is not the one that "
@@ -61,4 +72,13 @@ def open_source(catalog: Catalog, reference: str) -> MergeSource:
         base=base,
         files=files,
         plan=read_stored(catalog.layout.blob(version.digest), base),
+        stamps=stamps,
     )
+
+
+def _stamps(files: BaseFiles) -> tuple[tuple[int, int], ...]:
+    try:
+        found = [(files.root / name).stat() for name in files.shards]
+    except OSError as fault:
+        raise BaseError(f"cannot read {files.root}: {fault.strerror or fault}") from fault
+    return tuple((status.st_size, status.st_mtime_ns) for status in found)

@@ -22,6 +22,7 @@ from adapters.errors import (
     AdapterctlError,
     AlreadyExists,
     ArtifactError,
+    BaseError,
     DiskFull,
     InUse,
     StoreDamaged,
@@ -35,6 +36,8 @@ from quantize.measuring import Measured
 # Beside the model, as its last file.
 REPORT = "merge_report.json"
 _STATE = "state.json"
+# Running it again does not cure these.
+_WRONG_INPUTS = (ArtifactError, BaseError, UsageError)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -87,8 +90,7 @@ class Workspace:
         if not self._published:
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
-            # What is wrong with the inputs, running it again does not cure.
-            if not self._state.shards or isinstance(error, UsageError | ArtifactError):
+            if not self._state.shards or isinstance(error, _WRONG_INPUTS):
                 shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._descriptor)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.bases.headers import TensorInfo
-from adapters.errors import BaseError, DamagedArtifact, UsageError
+from adapters.errors import ArtifactError, BaseError, DamagedArtifact, UsageError
 from adapters.intake import tensors
 from adapters.intake.lora import load_finite
 from adapters.intake.merging import Edit, carried_out
@@ -218,7 +218,7 @@ def _read_rows(place: Place, name: str, start: int, end: int) -> torch.Tensor:
 def _read(place: Place, name: str, info: TensorInfo) -> torch.Tensor:
     try:
         return tensors.read_tensor(place.path, name, info)
-    except DamagedArtifact as fault:
+    except ArtifactError as fault:
         raise BaseError(fault.message) from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adapters.bases.headers import read_header
 from adapters.catalog import Catalog
@@ -18,6 +18,7 @@ from quantize.merge import merge
 from quantize.models import Merged
 from quantize.workspace import REPORT
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
+from tests.adapters.intake.fine_tunes import everywhere, load, logits, tune
 from tests.quantize.conftest import Shop
 
 
@@ -143,6 +144,38 @@ def test_what_belongs_to_the_model_goes_with_it(shop: Shop, tmp_path: Path) -> N
     assert (tmp_path / "one" / "chat_template.jinja").read_text() == "the base's"
     assert (tmp_path / "other" / "chat_template.jinja").read_text() == own
     assert any("system prompt" in note for note in report.notes)
+
+
+def test_files_that_a_fine_tune_has_otherwise(shop: Shop, tmp_path: Path) -> None:
+    _with_files(shop.base("qwen3"), tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text('{"version": "1.0"}')
+    tune(tmp_path / "base", tmp_path / "tuned", everywhere(0.1))
+    (tmp_path / "tuned" / "tokenizer.json").write_text('{"version": "1.0"}')
+    (tmp_path / "tuned" / "tokenizer_config.json").write_text('{"padding_side": "left"}')
+    with Catalog.init(tmp_path / "store") as catalog:
+        catalog.base_add("own", tmp_path / "base")
+        catalog.register(str(tmp_path / "tuned"), name="tuned", base="own")
+        merge(catalog, "tuned", tmp_path / "out")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert found["tokenizer.json"] == b'{"version": "1.0"}'
+    assert found["tokenizer_config.json"] == b'{"padding_side": "left"}'
+
+
+def test_a_tied_checkpoint_that_has_the_head_as_well(shop: Shop, tmp_path: Path) -> None:
+    path = shop.base("llama-tied")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_bytes((path / "config.json").read_bytes())
+    weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    tuned = tune(path, tmp_path / "tuned", everywhere(0.1))
+    with Catalog.init(tmp_path / "store") as catalog:
+        catalog.base_add("own", tmp_path / "base")
+        catalog.register(str(tmp_path / "tuned"), name="tuned", base="own")
+        merge(catalog, "tuned", tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert torch.equal(logits(load(tmp_path / "out")), logits(tuned))
 
 
 def test_a_quantized_base_is_refused(

@@ -190,6 +190,17 @@ def test_another_base_than_was_registered(shop: Shop, reference: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_base_that_is_written_to_meanwhile(shop: Shop, reference: str, tmp_path: Path) -> None:
+    shard = next(iter(sorted(shop.base("shards").glob("*.safetensors"))))
+
+    def progress(done: int, total: int) -> None:
+        shard.touch()
+
+    with pytest.raises(BaseError, match="changed while it was merged"):
+        merge(shop.catalog, reference, tmp_path / "out", watch=Watcher(progress=progress))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_float16_that_cannot_hold_a_value(shop: Shop, tmp_path: Path) -> None:
     tensors, config = adapter_parts(shop.catalog.base_descriptor("llama"))
     for side, factor in (("A", 1e3), ("B", 1e4)):
