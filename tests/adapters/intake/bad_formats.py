@@ -19,7 +19,6 @@ from adapters.errors import (
     BaseMismatch,
     DamagedArtifact,
     InvalidConfig,
-    NotHotServable,
     NotServable,
     SourceUnreadable,
     UnknownFormat,
@@ -224,8 +223,8 @@ BAD_FORMATS: dict[str, Bad] = {
     "mlx-half-a-pair": Bad(_spoilt(_mlx, _drop("lora_b")), DamagedArtifact, ("no lora_B",)),
     "mlx-experts": Bad(
         _spoilt(_mlx, _rename("self_attn.q_proj", "mlp.switch_mlp.up_proj")),
-        NotHotServable,
-        ("experts",),
+        BaseMismatch,
+        ("experts", "does not have"),
     ),
     "mlx-or-peft": Bad(
         _spoilt(write_good, _copied("adapter_model.safetensors", MLX)),
