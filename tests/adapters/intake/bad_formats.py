@@ -277,6 +277,9 @@ BAD_FORMATS: dict[str, Bad] = {
     "torchtune-rank-8": Bad(
         _spoilt(_torchtune, _json(r=8)), InvalidConfig, ("q_proj.lora_b.weight", "says 8")
     ),
+    "torchtune-rank-beyond-floats": Bad(
+        _spoilt(_torchtune, _json(r=10**400)), InvalidConfig, ("r is 1000", "1 to 512")
+    ),
     "torchtune-alpha-0": Bad(
         _spoilt(_torchtune, _json(lora_alpha=0)), InvalidConfig, ("lora_alpha is 0",)
     ),
