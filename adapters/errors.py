@@ -17,6 +17,7 @@
     │   ├── DamagedArtifact    truncated, non-finite, zero-size, half a pair
     │   ├── InvalidConfig      what the config says is wrong or contradicts the tensors
     │   ├── BaseMismatch       a tensor does not fit the base
+    │   ├── BaseNotAtHand      the base's own weights are needed and cannot be read
     │   ├── NotHotServable     right, but no plain LoRA expresses it: merge it
     │   └── NotServable        nothing here can serve it
     ├── BaseError              the base's directory is not a usable model
@@ -204,6 +205,12 @@ class BaseMismatch(ArtifactError):
     """A tensor does not fit the base."""
 
     code = "base_mismatch"
+
+
+class BaseNotAtHand(ArtifactError):
+    """What it is can only be told from the base's own weights, which cannot be read."""
+
+    code = "base_not_at_hand"
 
 
 class NotHotServable(ArtifactError):

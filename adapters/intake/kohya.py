@@ -108,6 +108,12 @@ def read(listing: Listing) -> RawAdapter:
         )
     path = listing.path / found[0]
     kind, modules = _sorted(tensors.read_safetensors(path))
+    for module in modules.values():
+        if "dora_scale" in module.parts:
+            raise NotServable(
+                f"'{module.parts['dora_scale'].name}': this is LyCORIS's DoRA, which is not "
+                "supported; merge it with LyCORIS and register the model that it gives"
+            )
     lycoris = kind != "lora" or any(stem.startswith("lycoris_") for stem in modules)
     raw = RawAdapter(
         format="kohya",
@@ -205,8 +211,6 @@ def _config(kind: str, modules: Mapping[str, _Module]) -> dict[str, Any]:
         ranks={module: found.rank for module, found in modules.items()},
         alphas={module: found.alpha for module, found in modules.items()},
     )
-    if any("dora_scale" in found.parts for found in modules.values()):
-        config["use_dora"] = True
     if kind == "lokr":
         config["lokr_sides"] = measured_sides({m: f.parts for m, f in modules.items()})
     return config
@@ -214,7 +218,7 @@ def _config(kind: str, modules: Mapping[str, _Module]) -> dict[str, Any]:
 
 def _named(kind: str, modules: Mapping[str, _Module]) -> dict[str, LazyTensor]:
     """The tensors under PEFT's names, the modules' still flattened or not."""
-    names = {**_PARTS[kind], "dora_scale": "lora_magnitude_vector"}
+    names = _PARTS[kind]
     return {
         f"{module}.{names.get(part, part)}": tensor
         for module, found in modules.items()

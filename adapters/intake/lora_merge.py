@@ -120,6 +120,11 @@ def plan_lora_merge(raw: RawAdapter, base: BaseDescriptor) -> MergePlan:
 
 def _refuse_others(raw: RawAdapter) -> None:
     kind = raw.config.get("peft_type")
+    if kind == "TRAINABLE_TOKENS":
+        raise NotServable(
+            "vLLM takes no LoRA on this base's embeddings, and trained tokens by themselves are "
+            "not merged; train them beside a LoRA (trainable_token_indices)"
+        )
     if kind != "LORA":
         raise NotServable(
             f"this is {PEFT_TYPES[str(kind)].title} with modules_to_save, trained biases or tokens "

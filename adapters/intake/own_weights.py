@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.bases.weights import BaseWeights
-from adapters.errors import NotHotServable
+from adapters.errors import BaseNotAtHand, NotHotServable
 from adapters.intake import tensors
 from adapters.intake.lora import LoraPlan
 from adapters.intake.rewriting import MERGE
@@ -38,12 +38,11 @@ def with_weights(plan: LoraPlan, base: BaseDescriptor, title: str) -> LoraPlan:
     """`plan`, which needs the base's weights: with a problem more if they are not at hand."""
     if base.directory is not None:
         return plan
-    problem = NotHotServable(
+    problem = BaseNotAtHand(
         f"{title} needs the base's own weights, which are not at hand; register it where the "
         "base's directory can be read"
     )
-    # Nor can it be merged without them.
-    return replace(plan, problems=(*plan.problems, problem), uses={})
+    return replace(plan, problems=(*plan.problems, problem))
 
 
 def _read(weights: BaseWeights, title: str, remedy: str, spec: ModuleSpec) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import ArtifactError, NotHotServable, UsageError
+from adapters.errors import ArtifactError, BaseNotAtHand, NotHotServable, UsageError
 from adapters.intake.lora import LoraPlan
 from adapters.intake.merging import MergePlan, edits_of_pairs
 from adapters.intake.method import Method
@@ -129,7 +129,7 @@ def _merge_instead(
     plan: LoraPlan,
 ) -> MergePlan | None:
     """The same as a merge if nothing is wrong but that no engine takes it as a LoRA."""
-    if not plan.problems:
+    if not plan.problems or any(isinstance(fault, BaseNotAtHand) for fault in plan.problems):
         return None
     if not all(isinstance(fault, NotHotServable) for fault in plan.problems):
         # What is wrong for the one can be right for the other: embeddings with added rows.

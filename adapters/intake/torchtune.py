@@ -9,6 +9,7 @@ this file is right.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.errors import AmbiguousFormat, BaseMismatch, InvalidConfig
 from adapters.intake import tensors, translate
 from adapters.intake.locate import CONFIG, Listing, read_config
+from adapters.intake.peft_config import MAX_RANK
 from adapters.intake.provenance import short_text
 from adapters.intake.raw import LazyTensor, Provenance, RawAdapter
 from adapters.intake.translate import Factors
@@ -82,8 +84,11 @@ def read(listing: Listing) -> RawAdapter:
 
 def _scale(config: Mapping[str, Any]) -> float:
     rank = config.get("r")
-    if type(rank) is not int or rank <= 0:
-        raise InvalidConfig(f"{CONFIG}: r is {rank!r:.40}; a rank is a whole number > 0")
+    # No float holds every whole number that JSON can.
+    if type(rank) is not int or not 0 < rank <= MAX_RANK:
+        raise InvalidConfig(
+            f"{CONFIG}: r is {reprlib.repr(rank)}; a rank is a whole number of 1 to {MAX_RANK}"
+        )
     return translate.positive(config.get("lora_alpha"), f"{CONFIG}: lora_alpha") / rank
 
 

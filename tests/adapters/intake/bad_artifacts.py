@@ -249,7 +249,7 @@ BAD: dict[str, Bad] = {
     "trainable-tokens": Bad(
         with_config(trainable_token_indices=[0]),
         DamagedArtifact,
-        ("trainable_token_indices", "no trainable_tokens_delta"),
+        ("names trainable tokens", "no trainable_tokens_delta"),
     ),
     "trainable-tokens-by-tensor": Bad(
         with_extra(
@@ -281,12 +281,10 @@ BAD: dict[str, Bad] = {
         NotHotServable,
         ("another tuner", "lora_E"),
     ),
-    "ia3": Bad(with_config(peft_type="IA3"), NotHotServable, ("IA³", "merge it")),
-    "oft": Bad(with_config(peft_type="OFT"), NotHotServable, ("OFT", "merge it")),
     "experts": Bad(
         with_extra(f"{PREFIX}model.layers.0.mlp.experts.0.w1.lora_A.weight", torch.ones(4, 8)),
-        NotHotServable,
-        ("experts",),
+        BaseMismatch,
+        ("experts", "does not have"),
     ),
     "target-parameters": Bad(
         with_config(target_parameters=["mlp.experts.gate_up_proj"]),

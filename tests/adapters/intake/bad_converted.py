@@ -10,9 +10,9 @@ import torch
 from adapters.errors import (
     ArtifactError,
     BaseMismatch,
+    BaseNotAtHand,
     DamagedArtifact,
     InvalidConfig,
-    NotHotServable,
     NotServable,
 )
 from tests.adapters.intake.artifact_builders import Q0, Config, Tensors
@@ -181,7 +181,7 @@ BAD_CONVERTED: dict[str, Bad] = {
     },
     **{
         f"{tuner}-without-the-base": Bad(
-            RIGHT_CONVERTED[tuner].write, NotHotServable, ("needs the base's own weights",)
+            RIGHT_CONVERTED[tuner].write, BaseNotAtHand, ("needs the base's own weights",)
         )
         for tuner in ("kasa", "hra", "deft", "peanut")
     },
@@ -301,7 +301,6 @@ BAD_CONVERTED: dict[str, Bad] = {
     "tinylora-no-projection": Bad(
         _TINYLORA.without("tinylora_P"), DamagedArtifact, ("no tinylora_P",)
     ),
-    "bone-bat": Bad(_BONE.config_with(init_weights="bat"), NotHotServable, ("bat", "full rank")),
     "bone-mini": Bad(
         _BONE.config_with(init_weights="mini"), InvalidConfig, ("bone_block", "must be [4, 1]")
     ),

@@ -19,7 +19,6 @@ from adapters.errors import (
     BaseMismatch,
     DamagedArtifact,
     InvalidConfig,
-    NotHotServable,
     NotServable,
     SourceUnreadable,
     UnknownFormat,
@@ -224,8 +223,8 @@ BAD_FORMATS: dict[str, Bad] = {
     "mlx-half-a-pair": Bad(_spoilt(_mlx, _drop("lora_b")), DamagedArtifact, ("no lora_B",)),
     "mlx-experts": Bad(
         _spoilt(_mlx, _rename("self_attn.q_proj", "mlp.switch_mlp.up_proj")),
-        NotHotServable,
-        ("experts",),
+        BaseMismatch,
+        ("experts", "does not have"),
     ),
     "mlx-or-peft": Bad(
         _spoilt(write_good, _copied("adapter_model.safetensors", MLX)),
@@ -277,6 +276,9 @@ BAD_FORMATS: dict[str, Bad] = {
     ),
     "torchtune-rank-8": Bad(
         _spoilt(_torchtune, _json(r=8)), InvalidConfig, ("q_proj.lora_b.weight", "says 8")
+    ),
+    "torchtune-rank-beyond-floats": Bad(
+        _spoilt(_torchtune, _json(r=10**400)), InvalidConfig, ("r is 1000", "1 to 512")
     ),
     "torchtune-alpha-0": Bad(
         _spoilt(_torchtune, _json(lora_alpha=0)), InvalidConfig, ("lora_alpha is 0",)

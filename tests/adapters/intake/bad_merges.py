@@ -161,7 +161,7 @@ BAD_MERGES: dict[str, Bad] = {
         on_base(tokens, without(TOKENS)), DamagedArtifact, ("no trainable_tokens_delta",)
     ),
     "tokens-one-row": Bad(
-        on_base(tokens, changed(TOKENS, lambda t: t[:1])), BaseMismatch, (TOKENS, "must be [2, ")
+        on_base(tokens, changed(TOKENS, lambda t: t[:1])), InvalidConfig, (TOKENS, "must be [2, ")
     ),
     "tokens-beyond-the-vocabulary": Bad(
         on_base(tokens, config_with(trainable_token_indices=[5, 10**6])),

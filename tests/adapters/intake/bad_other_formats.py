@@ -14,7 +14,6 @@ from adapters.errors import (
     BaseMismatch,
     DamagedArtifact,
     InvalidConfig,
-    NotHotServable,
     NotServable,
     UnknownFormat,
     UnsafePickle,
@@ -192,7 +191,7 @@ BAD_OTHER: dict[str, Bad] = {
         _kohya(_set(f"{_Q}.lora_mid.weight", torch.ones(2, 2))), UnknownFormat, ("Tucker",)
     ),
     "kohya-dora": Bad(
-        _kohya(_set(f"{_Q}.dora_scale", torch.ones(32, 1))), NotHotServable, ("DoRA",)
+        _kohya(_set(f"{_Q}.dora_scale", torch.ones(32, 1))), NotServable, ("DoRA", "LyCORIS")
     ),
     "kohya-convolution": Bad(
         _kohya(_set(f"{_Q}.lora_down.weight", torch.ones(4, 32, 1, 1))),
@@ -209,17 +208,14 @@ BAD_OTHER: dict[str, Bad] = {
     "loralib-without-alpha": Bad(_loralib(), InvalidConfig, ("--alpha N",)),
     "loralib-two-files": Bad(_loralib_twice, AmbiguousFormat, ("epoch2.pt",)),
     "loralib-runs-code": Bad(_hostile, UnsafePickle, (LORALIB, "print")),
-    "loralib-with-biases": Bad(
-        _loralib(_set(f"{_LIB_Q}.bias", torch.ones(32))), NotHotServable, ("q_proj.bias",)
-    ),
     "pt-with-pefts-names": Bad(_peft_names, UnknownFormat, ("adapter.pt", "supported: peft (")),
     "tinker-no-config": Bad(_no_config, InvalidConfig, ("no adapter_config.json",)),
     "tinker-alpha-0": Bad(_tinker(lora_alpha=0), InvalidConfig, ("lora_alpha is 0",)),
     "tinker-rank": Bad(_tinker(r=8), InvalidConfig, ("rank 4", "says 8")),
     "tinker-experts": Bad(
         _tinker(_set(f"{PREFIX}model.layers.0.mlp.experts.w1.lora_A.weight", torch.ones(1, 4, 8))),
-        NotHotServable,
-        ("experts.w1", "mixture"),
+        BaseMismatch,
+        ("experts", "does not have"),
     ),
     "tinker-half-a-pair": Bad(
         _tinker(_drop(f"{PREFIX}model.unembed_tokens.lora_B.weight")),

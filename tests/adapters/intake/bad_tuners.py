@@ -211,7 +211,8 @@ _OUTPUTS = {
 
 def _beside(name: str) -> tuple[type[ArtifactError], tuple[str, ...]]:
     """The refusal of whole modules beside a tuner that is not LoRA."""
-    return NotServable, ("use_bdlora" if name == "bdlora" else "modules_to_save", "supported")
+    key = {"bdlora": "use_bdlora", "qalora": "use_qalora", "kasa": "kasa_config"}.get(name)
+    return NotServable, (key or "modules_to_save", "supported")
 
 
 def common_faults(
@@ -331,7 +332,6 @@ BAD_TUNERS: dict[str, Bad] = {
     "lokr-both-is-text": Bad(
         _LOKR.config_with(decompose_both="no"), InvalidConfig, ("decompose_both",)
     ),
-    "miss-bat": Bad(_MISS.config_with(init_weights="bat"), NotHotServable, ("bat", "full rank")),
     "miss-mode": Bad(_MISS.config_with(init_weights="maxi"), InvalidConfig, ("'maxi'", "'mini'")),
     "miss-mini-3": Bad(
         _MISS.config_with(init_weights="mini", mini_r=3), InvalidConfig, ("mini_r is 3", "divide")

@@ -118,7 +118,6 @@ MERGE_ONLY: dict[str, MergeOnly] = {
     "dora-with-a-norm": MergeOnly(on_base(dora, norm), "dora", RANK, (*_DORA, *_WHOLE)),
     "norm": MergeOnly(on_base(norm), "modules-to-save", RANK, _WHOLE),
     "norm-alone": MergeOnly(on_base(nothing, norm), "modules-to-save", None, _WHOLE),
-    "tokens": MergeOnly(on_base(tokens), "trainable-tokens", RANK, ("replaces rows",)),
     "dora-with-tokens": MergeOnly(
         on_base(dora, tokens), "dora", RANK, (*_DORA, "replaces rows of the embedding")
     ),

@@ -81,7 +81,7 @@ MARKERS: Mapping[str, tuple[str, Write]] = {
     "distributed": ("__0_0.distcp", _bytes(b"x")),
     "deepspeed": ("zero_to_fp32.py", _text("")),
     "diffusers": ("pytorch_lora_weights.safetensors", _tensors("unet.x.lora.up.weight")),
-    "model": ("model.safetensors", _tensors("model.embed_tokens.weight")),
+    "full": ("model.safetensors", _tensors("model.embed_tokens.weight")),
     "model-config": ("config.json", _text("{}")),
     "card": ("README.md", _text("trl")),
 }
@@ -135,7 +135,10 @@ def _spied(row: formats.Format, read: list[str]) -> formats.Format:
 @pytest.mark.parametrize("name", [row.name for row in FORMATS])
 def test_every_format_is_recognised_from_its_own_files(name: str, tmp_path: Path) -> None:
     """Else the property above could hold because nothing is ever recognised."""
-    _write(tmp_path, {"peft": ["peft", "peft-config"]}.get(name, [name]))
+    _write(
+        tmp_path,
+        {"peft": ["peft", "peft-config"], "full": ["full", "model-config"]}.get(name, [name]),
+    )
     assert [row.name for row in FORMATS if row.recognises(list_directory(tmp_path))] == [name]
 
 
@@ -150,7 +153,7 @@ def test_what_is_refused_by_name_is_no_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [row.name for row in FORMATS])
-@pytest.mark.parametrize("chosen", [[], ["model", "model-config"], ["other-pt"], ["broken-config"]])
+@pytest.mark.parametrize("chosen", [[], ["model-config"], ["other-pt"], ["broken-config"]])
 def test_a_format_that_was_asked_for_and_is_not_there(
     name: str, chosen: list[str], tmp_path: Path
 ) -> None:

@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM
 from adapters.errors import (
     ArtifactError,
     BaseMismatch,
+    BaseNotAtHand,
     DamagedArtifact,
     InvalidConfig,
     NotHotServable,
+    NotServable,
 )
 from adapters.intake.pipeline import examine, take_in
 from adapters.models import BaseDescriptor, Lane
@@ -228,16 +230,16 @@ SPOILT: dict[str, tuple[Change, type[ArtifactError], str]] = {
     "text": (_config(trainable_token_indices="all"), InvalidConfig, "is 'all'"),
     "added-token": (
         _config(trainable_token_indices=[1, 2, 3, 4, 96]),
-        NotHotServable,
-        "token 96 is beyond the base's 96",
+        BaseMismatch,
+        "names token 96",
     ),
     "two-adapters": (
         _set(ROWS + ".french", torch.ones(5, 32)),
         DamagedArtifact,
         "rows of one module",
     ),
-    "dora": (_config(use_dora=True), NotHotServable, "DoRA"),
-    "corda": (_config(init_lora_weights="corda"), NotHotServable, "corda"),
+    "dora": (_config(use_dora=True), DamagedArtifact, "no lora_magnitude_vector"),
+    "corda": (_config(init_lora_weights="corda"), NotServable, "corda"),
     "the-rest-is-spoilt": (_config(r=3), InvalidConfig, "says 3"),
     "wrapped-twice": (
         _set(f"{HEAD}.base_layer.trainable_tokens_delta", torch.ones(5, 32)),
@@ -299,15 +301,15 @@ def test_beside_what_is_no_plain_lora_tokens_are_refused(
 def test_without_the_base_at_hand_tokens_are_refused(bases: Bases, tmp_path: Path) -> None:
     path, stored = bases["llama-tied"]
     _save_trained(TIED["lora"], path, tmp_path / "adapter")
-    with pytest.raises(NotHotServable, match="tokens needs the base's own weights"):
+    with pytest.raises(BaseNotAtHand, match="tokens needs the base's own weights"):
         take_in(tmp_path / "adapter", base=stored, staging=tmp_path, format=None)
 
 
-def test_where_the_engine_takes_no_lora_on_embeddings_tokens_are_refused(
+def test_where_the_engine_takes_no_lora_on_embeddings_tokens_alone_are_refused(
     bases: Bases, tmp_path: Path
 ) -> None:
     path, stored = bases["gpt2"]
     _save_trained(_alone(token_indices=TOKENS), path, tmp_path / "adapter")
     descriptor = stored.model_copy(update={"directory": str(path)})
-    with pytest.raises(NotHotServable, match="vLLM takes no LoRA on 'transformer"):
+    with pytest.raises(NotServable, match="takes no LoRA on this base's embeddings"):
         take_in(tmp_path / "adapter", base=descriptor, staging=tmp_path, format=None)

@@ -56,7 +56,7 @@ REAL: dict[str, Real] = {
     "litgpt-all": Real("llama", "litgpt", _WITH_HEAD, "alpha/r = 6/4 = 1.5"),
     "torchtune-llama": Real("llama", "torchtune", _WITH_HEAD, "alpha/r = 6/4 = 1.5"),
     # PEFT itself, of a version that had a tuner which newer ones do not load.
-    "peft-bone": Real("llama", "peft", ("down_proj", "q_proj"), "1"),
+    "peft-bone": Real("llama", "peft", ("down_proj", "q_proj"), "1", method="bone"),
     "torchtune-qwen2": Real("qwen2", "torchtune", _ATTENTION, "alpha/r = 6/4 = 1.5"),
     "trl-sft": Real("llama", "peft", ("down_proj", "q_proj", "v_proj"), "alpha/r = 6/2 = 3"),
     "trl-dpo": Real("llama", "peft", ("down_proj", "q_proj", "v_proj"), "alpha/r = 6/2 = 3"),

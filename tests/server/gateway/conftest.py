@@ -21,6 +21,7 @@ from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.gateway.scripted import (
+    BIG,
     PIRATE,
     PIRATE_2,
     Gateway,
@@ -43,7 +44,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[ScriptedEngine]:
 
 @pytest.fixture
 async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gateway]:
-    for digest in (PIRATE, PIRATE_2):
+    for digest in (PIRATE, PIRATE_2, BIG):
         store_blob(tmp_path, digest)
     settings = ServeSettings(
         store=tmp_path,
