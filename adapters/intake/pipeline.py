@@ -7,6 +7,7 @@ against config and base, from headers alone), prove (read the values), and only 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,9 +69,12 @@ def take_in(
         _raise_first(plan.problems)
         plan = compared(raw, method, base, plan)
     _raise_first(plan.problems)
-    notes = _take(plan, base, staging, progress)
     found, from_trainer = _facts(plan, base), raw.provenance
-    digest = source_sha256(from_trainer.files)
+    # Hashing lets other threads run, and takes as long as all the rest.
+    with ThreadPoolExecutor(1, "source-sha256") as pool:
+        hashing = pool.submit(source_sha256, from_trainer.files)
+        notes = _take(plan, base, staging, progress)
+        digest = hashing.result()
     return Manifest(
         format=raw.format,
         method=method_name(method, raw),
