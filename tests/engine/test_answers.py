@@ -201,3 +201,16 @@ def test_the_openai_client_sees_models_versions_and_errors(live: LiveServer) -> 
     )
     assert raw.headers["x-adapterctl-version"] == "pirate:v1"
     assert raw.headers["x-adapterctl-digest"].startswith("sha256:")
+
+
+def test_a_sum_of_adapters_is_asked_for_and_made(live: LiveServer) -> None:
+    """Made while the request waits; the part that weighs something is the one that is heard."""
+    for loud, faint in (("pirate", "json"), ("json", "pirate")):
+        model = f"{loud}*1+{faint}*0.0001"
+        answer = ask(live, model, PROMPTS[0])
+        assert answer.model == model
+        text = answer.choices[0].message.content
+        assert EXPECTATIONS[loud](text)
+        assert not EXPECTATIONS[faint](text)
+    with pytest.raises(openai.NotFoundError):
+        ask(live, "pirate*0.5+nobody*0.5", PROMPTS[0])
