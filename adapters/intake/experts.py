@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _BLOCK = re.compile(r"(?P<block>.+\.experts)(?:\.(?P<expert>\d+))?(?:\.(?P<leaf>[^.]+))?")
 _INNER = "base_layer"
-_PARAMETERS = ("gate_up_proj", "down_proj")
 # Mixtral's names, Tinker's and mlx-lm's: the same three everywhere.
 _GATE, _UP, _DOWN = ("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")
 _KEPT = (

@@ -19,7 +19,7 @@ from adapters.bases.weights import BaseWeights
 from adapters.errors import ArtifactError, BaseMismatch, DamagedArtifact, InvalidConfig, NotServable
 from adapters.intake import tensors
 from adapters.intake.findings import Findings
-from adapters.intake.full import TOKENIZER_FILES
+from adapters.intake.full import SIDE_FILES
 from adapters.intake.lora import FLOATS
 from adapters.intake.mapping import ModuleIndex, strip_prefix
 from adapters.intake.raw import LazyTensor, RawAdapter
@@ -246,7 +246,7 @@ class _Matching:
             return ()
         assert self._base.directory is not None, "looked at first"
         here, there = self._raw.provenance.source, Path(self._base.directory)
-        found = [here / name for name in TOKENIZER_FILES if (here / name).is_file()]
+        found = [here / name for name in SIDE_FILES if (here / name).is_file()]
         return tuple(path for path in found if not _same_file(path, there / path.name))
 
 

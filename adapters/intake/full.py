@@ -17,6 +17,7 @@ from adapters.intake import tensors
 from adapters.intake.locate import Listing, is_model, read_object
 from adapters.intake.provenance import guess_trainer, short_text
 from adapters.intake.raw import LazyTensor, Provenance, RawAdapter
+from adapters.intake.tokens import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,17 +31,7 @@ _SETS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 # What goes with a model into an engine beside its weights: the words and how they are put.
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
+SIDE_FILES = tuple(sorted(("chat_template.jinja", "generation_config.json", *TOKENIZER_FILES)))
 
 recognises = is_model
 

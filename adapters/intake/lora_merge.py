@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.errors import ArtifactError, DamagedArtifact, InvalidConfig, NotServable
 from adapters.intake import tensors
+from adapters.intake.evidence import PLAIN_INITS
 from adapters.intake.findings import Findings
 from adapters.intake.lora import Halves, check_targets, pair_of, sort_factors
 from adapters.intake.lora_parts import FamilyParts, sort_parts
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 # Settings of LoraConfig that change what the factors mean; each has a row and a plan of its own,
 # or none.
 _FOREIGN = ("use_qalora", "use_bdlora", "kasa_config", "target_parameters", "layer_replication")
-_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 # What torchtune's export to PEFT reorders: the factors, but not the magnitude.
 _REORDERED = (".self_attn.q_proj", ".self_attn.k_proj")
 # What of the config changes the result, besides the keys that are worked out from the tensors.
@@ -137,7 +137,7 @@ def _refuse_others(raw: RawAdapter) -> None:
                 "supported: each by itself is"
             )
     init = raw.config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
+    if isinstance(init, str) and init.lower() not in PLAIN_INITS:
         raise NotServable(
             f"init_lora_weights = '{init[:40]}' changed the base that this was trained on, "
             "together with DoRA, biases or whole modules; save it with PEFT's "

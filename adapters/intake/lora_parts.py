@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 from adapters.errors import ArtifactError, BaseMismatch, DamagedArtifact
 from adapters.intake.findings import Findings
 from adapters.intake.lora import FLOATS
-from adapters.intake.mapping import PREFIX, ModuleIndex, parse_lora_key, stored_name, strip_prefix
+from adapters.intake.mapping import (
+    PREFIX,
+    TOKEN_ROWS,
+    ModuleIndex,
+    parse_lora_key,
+    stored_name,
+    strip_prefix,
+)
 from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.models import BaseDescriptor
 
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?")
 _LORA_BIAS = re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias")
-_TOKENS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _WHOLE = re.compile(r"(.+?)(\.base_layer)?\.(weight|bias)")
 # A state dict that was not taken from PEFT names the adapter in the middle.
 _COPY = re.compile(r"\.modules_to_save(?:\.[^.]+(?=\.))?(?=\.)")
@@ -70,7 +76,7 @@ def sort_parts(raw: RawAdapter, base: BaseDescriptor, findings: Findings) -> Fam
             place, key, stored = parts.magnitudes, found[1], f"{found[1]}.lora_magnitude_vector"
         elif found := _LORA_BIAS.fullmatch(plain):
             place, key, stored = parts.lora_biases, found[1], f"{found[1]}.lora_B.bias"
-        elif found := _TOKENS.fullmatch(plain):
+        elif found := TOKEN_ROWS.fullmatch(plain):
             stored = f"{found[1]}.token_adapter.trainable_tokens_delta"
             place, key = parts.tokens, found[1]
         elif found := _ORIGINAL.fullmatch(plain):

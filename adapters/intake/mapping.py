@@ -20,6 +20,8 @@ _NAMED = re.compile(
     r"(.+\.(?:lora|hada|lokr|p?vera|miss|gralora|delora|vblora)_\w+)"
     r"\.(?!(?:weight|bias)$)[^.]+(\.weight|\.bias)?"
 )
+# X.token_adapter.trainable_tokens_delta, of a tuner of tokens alone without token_adapter
+TOKEN_ROWS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 

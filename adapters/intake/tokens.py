@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adapters.errors import BaseMismatch, DamagedArtifact, InvalidConfig, NotServable
 from adapters.intake import tensors
@@ -16,12 +16,9 @@ from adapters.intake.raw import LazyTensor, RawAdapter
 from adapters.intake.tied import input_embedding, output_head
 from adapters.models import BaseDescriptor, ModuleSpec
 
-if TYPE_CHECKING:
-    pass
-
 # Either of these says how text becomes tokens; the others go with them.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-_FILES = (
+TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -80,7 +77,7 @@ def tokenizer_files(
     if sized.vocab_size == base.vocab_size:
         return ()
     folder = raw.provenance.source
-    there = [name for name in _FILES if (folder / name).is_file()]
+    there = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not any(set(needed) <= set(there) for needed in _TOKENIZERS):
         beside = f" (only {', '.join(there)})" if there else ""
         findings.add(

@@ -8,7 +8,6 @@ head the embedding's rows too, unless other tokens are named for it (peft/utils/
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from adapters.errors import BaseMismatch, DamagedArtifact, InvalidConfig, NotHot
 from adapters.intake import algebra, tensors
 from adapters.intake.findings import Findings
 from adapters.intake.lora import LoraPair, LoraPlan, load_finite, not_hot
-from adapters.intake.mapping import ModuleIndex, strip_prefix
+from adapters.intake.mapping import TOKEN_ROWS, ModuleIndex, strip_prefix
 from adapters.intake.own_weights import with_weights
 from adapters.intake.peft_config import MAX_RANK, tuner_settings
 from adapters.intake.raw import LazyTensor, RawAdapter
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 _TITLE = "trainable tokens"
 _KEY = "trainable_token_indices"
-_ROWS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -131,13 +129,13 @@ def _turned(load: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 def _is_rows(name: str) -> bool:
-    return _ROWS.fullmatch(strip_prefix(name)) is not None
+    return TOKEN_ROWS.fullmatch(strip_prefix(name)) is not None
 
 
 def _found(raw: RawAdapter, findings: Findings) -> dict[str, LazyTensor]:
     found: dict[str, LazyTensor] = {}
     for name, tensor in raw.tensors.items():
-        key = _ROWS.fullmatch(strip_prefix(name))
+        key = TOKEN_ROWS.fullmatch(strip_prefix(name))
         if key is None:
             continue
         if key[1].endswith(".base_layer"):

@@ -134,9 +134,8 @@ def inspect(
     progress: Progress | None,
 ) -> Inspection:
     """See `Catalog.inspect`. Stages only what has to be fetched: a directory needs no writing."""
-    named, source = source, _as_path(layout, source)
-    if not needs_place(source):
-        local = Path(source.text)
+
+    def examined(local: Path) -> Inspection:
         found = intake.examine(
             local,
             bases=bases,
@@ -145,21 +144,18 @@ def inspect(
             approximate=approximate,
             progress=progress,
         )
-        found = _with_beside(found, local, bases)
+        return _with_beside(found, local, bases)
+
+    named, source = source, _as_path(layout, source)
+    if not needs_place(source):
+        local = Path(source.text)
+        found = examined(local)
         return found if source is named else _told_as(found, source, local)
     with stage(layout) as staging:
         tell = on_step or (lambda step: None)
         local = fetch_into(layout, staging, source, policy, tell, progress)
         tell("read")
-        found = intake.examine(
-            local,
-            bases=bases,
-            format=format,
-            alpha=alpha,
-            approximate=approximate,
-            progress=progress,
-        )
-        return _told_as(_with_beside(found, local, bases), source, local)
+        return _told_as(examined(local), source, local)
 
 
 def _as_path(layout: StoreLayout, source: Address) -> Address:

@@ -93,12 +93,6 @@ def find_digest(connection: Connection, adapter: AdapterRow, digest: str) -> Ver
     )
 
 
-def newest_version(connection: Connection, adapter: AdapterRow) -> VersionRow | None:
-    """The version with the highest number."""
-    query = _versions_of(adapter).order_by(schema.versions.c.number.desc()).limit(1)
-    return _version(connection.execute(query).first())
-
-
 def all_versions(connection: Connection, adapter: AdapterRow) -> list[VersionRow]:
     """Every version of an adapter, by number."""
     query = _versions_of(adapter).order_by(schema.versions.c.number)
