@@ -48,7 +48,7 @@ def _run(order: dict[str, Any], events: IO[str]) -> Any:
     import torch
 
     from adapters.catalog import Catalog
-    from quantize.merge import Watcher, merge
+    from quantize.merging.merge import Watcher, merge
 
     assert order["operation"] == "merge", "the only one there is"
     # Blocks are small: threads would wait for each other after every step, and on a machine that

@@ -9,7 +9,7 @@ import pytest
 from adapters.catalog import Catalog
 from demo.expectations import EXPECTATIONS, MAX_TOKENS, PROMPTS
 from demo.train import ARTIFACTS, load_base
-from quantize.merge import merge
+from quantize.merging.merge import merge
 
 
 @pytest.mark.parametrize("name", EXPECTATIONS)

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from adapters.catalog import Catalog
-from quantize.merge import merge
-from quantize.models import Dtype, Merged
+from quantize.merging.merge import merge
+from quantize.merging.models import Dtype, Merged
 from tests.adapters.intake.conftest import MODELS
 from tests.adapters.intake.mixtures import write_mixture
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.errors import AlreadyExists, BaseError, DiskFull, InUse, UsageError
-from quantize.merge import Watcher, merge
-from quantize.workspace import REPORT, Workspace
+from quantize.merging.merge import Watcher, merge
+from quantize.merging.workspace import REPORT, Workspace
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
 from tests.quantize.conftest import Shop
 
@@ -42,7 +42,7 @@ def killed(shop: Shop, reference: str, out: Path, allowed: int) -> None:
     """Runs a merge into `out` and kills it after `allowed` bytes."""
     child = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tests.quantize.merge_child"),
+            *(sys.executable, "-m", "tests.quantize.merging.merge_child"),
             *(str(shop.root / "store"), reference, str(out), str(allowed)),
         ],
         stdout=subprocess.PIPE,

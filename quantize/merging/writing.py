@@ -21,8 +21,8 @@ from adapters.intake import tensors
 from adapters.intake.lora import load_finite
 from adapters.intake.merging import Edit, carried_out
 from adapters.store.durable import fsync_directory
-from quantize.layout import Place, Places, Shard, Slot
-from quantize.measuring import Measured, Sums
+from quantize.merging.layout import Place, Places, Shard, Slot
+from quantize.merging.measuring import Measured, Sums
 
 if TYPE_CHECKING:
     import torch

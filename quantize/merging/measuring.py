@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapters.intake import tensors
 from adapters.models import Frozen
-from quantize.models import ChangedParameter, Rounding
+from quantize.merging.models import ChangedParameter, Rounding
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from adapters.bases.shards import open_base
 from adapters.errors import BaseError
 from adapters.intake.merging import Edit, MergePlan
 from adapters.models import BaseDescriptor
-from quantize.layout import Places, planned_shards
-from quantize.writing import write_shard
+from quantize.merging.layout import Places, planned_shards
+from quantize.merging.writing import write_shard
 
 NOTHING = MergePlan((), {}, {}, (), (), "")
 BASE = BaseDescriptor(

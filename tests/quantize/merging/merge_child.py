@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from adapters.catalog import Catalog
-from quantize.merge import Watcher, merge
+from quantize.merging.merge import Watcher, merge
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from adapters.errors import (
 )
 from adapters.models import Frozen
 from adapters.store.durable import fsync_directory, fsync_file, write_durably
-from quantize.measuring import Measured
+from quantize.merging.measuring import Measured
 
 # Beside the model, as its last file.
 REPORT = "merge_report.json"

@@ -9,8 +9,8 @@ from typing import Any
 
 from adapters.bases.shards import INDEX, SINGLE
 from adapters.errors import BaseError
-from quantize.layout import Shard
-from quantize.source import MergeSource
+from quantize.merging.layout import Shard
+from quantize.merging.source import MergeSource
 
 _CONFIG = "config.json"
 _TEMPLATE = "chat_template.jinja"

@@ -15,13 +15,13 @@ import torch
 import adapters
 from adapters.catalog import Catalog
 from adapters.models import Origin
-from quantize.layout import Places, Shard, planned_shards
-from quantize.measuring import Measured, drowning, rounding_of
-from quantize.models import Dtype, Merged, MergeReport
-from quantize.side_files import notes_on, side_files
-from quantize.source import MergeSource, open_source
-from quantize.workspace import REPORT, Workspace, check_out, written
-from quantize.writing import write_shard
+from quantize.merging.layout import Places, Shard, planned_shards
+from quantize.merging.measuring import Measured, drowning, rounding_of
+from quantize.merging.models import Dtype, Merged, MergeReport
+from quantize.merging.side_files import notes_on, side_files
+from quantize.merging.source import MergeSource, open_source
+from quantize.merging.workspace import REPORT, Workspace, check_out, written
+from quantize.merging.writing import write_shard
 
 # What a merge of the same inputs writes; raised when that changes, so that no run goes on from
 # shards of another kind.

@@ -14,8 +14,8 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from adapters.compositions import Part, Recipe
-from quantize import writing
-from quantize.merge import merge
+from quantize.merging import writing
+from quantize.merging.merge import merge
 from tests.adapters.intake import mixtures
 from tests.adapters.intake.conftest import VOCABULARY
 from tests.adapters.intake.fine_tunes import everywhere, tune

@@ -14,9 +14,9 @@ from adapters.bases.headers import read_header
 from adapters.catalog import Catalog
 from adapters.errors import BaseError
 from adapters.serving.document import ServingChoice
-from quantize.merge import merge
-from quantize.models import Merged
-from quantize.workspace import REPORT
+from quantize.merging.merge import merge
+from quantize.merging.models import Merged
+from quantize.merging.workspace import REPORT
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
 from tests.adapters.intake.fine_tunes import everywhere, load, logits, tune
 from tests.quantize.conftest import Shop
@@ -188,7 +188,7 @@ def test_a_quantized_base_is_refused(
     config = {**json.loads(kept), "quantization_config": {"quant_method": "bitsandbytes"}}
     path.write_text(json.dumps(config))
     monkeypatch.setattr(
-        "quantize.source.digest_of", lambda files: shop.catalog.base("llama").digest
+        "quantize.merging.source.digest_of", lambda files: shop.catalog.base("llama").digest
     )
     try:
         with pytest.raises(BaseError, match="original 16-bit weights"):
