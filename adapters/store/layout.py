@@ -7,6 +7,7 @@ STORE/staging/<unique>/                work in progress; `lock` in it is held wh
 STORE/reports/<64 hex>/                a merged model's report.json and report.html
 STORE/leases/<engine-id>.lock, /<hex>  what a running engine may read again
 STORE/logs/, STORE/run/                the server's own
+STORE/jobs/<id>/                       a job's: `lock` held while it lives, `log`, `work/`
 STORE/store.lock                       shared: publish and hold; exclusive: gc and migrations
 STORE/repair.lock                      exclusive: replacing a damaged blob
 """
@@ -67,6 +68,7 @@ class StoreLayout:
         self.leases = root / "leases"
         self.logs = root / "logs"
         self.run = root / "run"
+        self.jobs = root / "jobs"
         self.lock = root / "store.lock"
         self.repair_lock = root / "repair.lock"
 
@@ -79,6 +81,10 @@ class StoreLayout:
         """Where the quality report of a merged model lies; raises as `blob` does."""
         return self.reports / digest_hex(digest)
 
+    def job(self, job_id: str) -> Path:
+        """A job's own directory; `job_id` is one that the registry gave."""
+        return self.jobs / job_id
+
     def directories(self) -> tuple[Path, ...]:
         """Every directory that a store has from the start, parents first."""
         return (
@@ -89,6 +95,7 @@ class StoreLayout:
             self.leases,
             self.logs,
             self.run,
+            self.jobs,
         )
 
     def stored_digests(self) -> list[str]:

@@ -150,13 +150,13 @@ def _name(context: JobContext, order: MergeOrder, source: MergeSource) -> str | 
         try:
             check_names(context.catalog.layout, name, source.version.base)
         except AlreadyExists:
-            raise AlreadyExists(f"'{name}' is a base: give the merged model another --name") from None
+            raise AlreadyExists(
+                f"'{name}' is a base: give the merged model another --name"
+            ) from None
     return name
 
 
-def _recipe(
-    order: MergeOrder, source: MergeSource, whole: tuple[Shard, ...]
-) -> Recipe | None:
+def _recipe(order: MergeOrder, source: MergeSource, whole: tuple[Shard, ...]) -> Recipe | None:
     if order.requantize == "none":
         return None
     config = {**source.files.config, **source.plan.base_config}
