@@ -32,14 +32,16 @@ class ModelCatalog:
         base: str,
         tags: Sequence[str] = (),
         serving: Serving,
+        share: bool = True,
         actor: str = "local",
         on_step: OnStep | None = None,
     ) -> Registered:
         """Makes the model directory `model` a version of `name`; `latest` and `tags` move to it.
 
-        Its plain files become the version's, by hard link where the file system has them (they are
-        read-only from then on); `serving` goes with them if it says anything. The same content
-        under the same name is the same version. Raises AlreadyExists where `name` is a base.
+        Its plain files become the version's; `serving` goes with them if it says anything. With
+        `share` they do so by hard link, where the file system has them, and are read-only from then
+        on, else as copies. The same content under the same name is the same version. Raises
+        AlreadyExists where `name` is a base.
         """
         from adapters.registry.merged_models import register_model
 
@@ -52,6 +54,7 @@ class ModelCatalog:
             base=base,
             tags=tags,
             serving=serving,
+            share=share,
             actor=actor,
             tell=on_step or (lambda step: None),
         )

@@ -149,10 +149,11 @@ class TextQuality(Frozen):
     """
 
     texts: str
-    perplexity: float
-    reference_perplexity: float
-    kl: float
-    kl_p99: float
+    # None: not finite.
+    perplexity: float | None
+    reference_perplexity: float | None
+    kl: float | None
+    kl_p99: float | None
     agreement: float
 
 

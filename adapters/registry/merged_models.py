@@ -43,6 +43,7 @@ def register_model(
     base: str,
     tags: Sequence[str],
     serving: Serving,
+    share: bool,
     actor: str,
     tell: OnStep,
 ) -> Registered:
@@ -54,7 +55,7 @@ def register_model(
     with stage(layout) as staging:
         with store_io(layout.root):
             for file in _flat_files(model):
-                _link(file, staging.files / file.name)
+                (_link if share else shutil.copyfile)(file, staging.files / file.name)
             if not serving.empty:
                 (staging.files / SERVING_FILE).write_bytes(serving.encode())
         return finish(

@@ -8,17 +8,51 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapters.bases.shards import INDEX
+from adapters.models import Frozen
 from quantize.environments import ensure
 from quantize.merging.merge import merge
 from quantize.merging.models import Dtype, Merged
 from quantize.merging.workspace import REPORT, written
 from quantize.pipeline.workshop import Workshop, put_on_disk, replaced
+from quantize.quality.report import Stage
 from quantize.quantizers.recipe import Quantized
 from quantize.quantizers.running import run_quantizer
 from quantize.quantizers.table import quantizer_of
 
 # What a quantizer writes by itself; everything else is the merged model's.
 _QUANTIZERS_OWN = ("config.json", "generation_config.json", INDEX)
+
+
+class Made(Frozen):
+    """What the stages that made the model have to say of it."""
+
+    weights: Merged
+    quantized: Quantized | None
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...]
+
+
+def made(shop: Workshop) -> Made:
+    """The model in shop.model, complete, and in shop.merged in fp32 where that is needed."""
+    plan = shop.plan
+    weights = merge_whole(shop) if plan.needs_whole else None
+    quantized = quantize(shop) if plan.recipe is not None else None
+    if quantized is None:
+        weights = merge_final(shop)
+    assert weights is not None, "one of the two was made"
+    report = weights.report
+    stages = [Stage(name="merge", seconds=report.seconds, peak_rss=report.peak_rss)]
+    notes = [*report.notes, *(plan.calibration.notes if plan.calibration is not None else ())]
+    if quantized is not None:
+        stages.append(
+            Stage(name="quantize", seconds=quantized.seconds, peak_rss=quantized.peak_rss)
+        )
+        notes += quantized.notes
+    if plan.name is not None and any("/" in name for name in plan.beside):
+        notes.append(
+            "files in folders are no part of a version: further chat templates are left out"
+        )
+    return Made(weights=weights, quantized=quantized, stages=tuple(stages), notes=tuple(notes))
 
 
 def prepare_tools(shop: Workshop) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.errors import UsageError
 from adapters.jobs.orders import EvaluateOptions
 from quantize.quality.data import GENERAL, QUESTIONS
 from quantize.quality.regression import regression_items
@@ -14,6 +15,9 @@ from quantize.quality.report import GENERAL_SET, TASK_SET, TextSet
 from quantize.texts import Text, prompt_ids, read_texts, token_ids
 
 Ids = Sequence[Sequence[int]]
+# What a model is asked for that is only loaded to see whether it can be.
+SAMPLE_TOKENS = 256
+_SAMPLE_QUESTIONS = 3
 # At most so many tokens of one text: what lies far back tells nothing new and costs memory.
 _TEXT_TOKENS = 512
 
@@ -61,6 +65,13 @@ def evaluation_texts(
     )
 
 
+def sample_texts(side: Path, system_prompt: str | None) -> tuple[Ids, Ids]:
+    """A few texts and prompts, to see whether a model is sound at all."""
+    rows = token_ids(side, read_texts(GENERAL), _TEXT_TOKENS, most=SAMPLE_TOKENS)
+    chats = [_asked(text, system_prompt) for text in read_texts(QUESTIONS)[:_SAMPLE_QUESTIONS]]
+    return [row for row in rows if len(row) > 1], prompt_ids(side, chats)
+
+
 def own_answers(
     side: Path, texts: EvaluationTexts, answers: Sequence[str], options: EvaluateOptions
 ) -> Ids:
@@ -86,8 +97,6 @@ def _predictable(rows: Ids, path: str) -> Ids:
     """A model predicts from the second token on."""
     kept = [row for row in rows if len(row) > 1]
     if not kept:
-        from adapters.errors import UsageError
-
         raise UsageError(f"{path} holds no text of two tokens or more")
     return kept
 

@@ -11,7 +11,7 @@ from adapters.store.durable import fsync_directory, fsync_file
 from adapters.store.job_files import LOG_NAME
 from quantize.jobs.context import JobContext
 from quantize.merging.merge import Watcher
-from quantize.pipeline.checking import Plan
+from quantize.pipeline.checking import SIDE, Plan
 from quantize.pipeline.ledger import Ledger
 
 
@@ -39,6 +39,20 @@ class Workshop:
     def model(self) -> Path:
         """The model that will be published, complete as soon as it has this name."""
         return self.place / "model"
+
+    @property
+    def side(self) -> Path:
+        """Config and tokenizer of the merged model, to ask for token ids."""
+        return self.context.work / SIDE
+
+    @property
+    def measured(self) -> Path:
+        """What measuring leaves: the reference's distributions above all."""
+        return self.context.work / "measured"
+
+    def model_size(self) -> int:
+        """Bytes of the model on disk."""
+        return sum(path.stat().st_size for path in self.model.rglob("*") if path.is_file())
 
     @property
     def log(self) -> Path:

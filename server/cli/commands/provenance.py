@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapters.models import Manifest, MergeRecord, Origin
+from adapters.models import Manifest, MergeRecord, Origin, TextQuality
 from server.cli.output import short_digest
 
 
@@ -60,15 +60,21 @@ def _merged(record: MergeRecord | None) -> list[tuple[str, str]]:
         ("quantization", _recipe(record)),
         ("made with", tools or "-"),
         ("reproducible", record.not_reproducible or "yes, from the same inputs and tools"),
-        *(
-            (
-                f"on {it.texts}",
-                f"perplexity {it.perplexity:.4g}, its reference {it.reference_perplexity:.4g}; "
-                f"KL {it.kl:.3g}, 99th percentile {it.kl_p99:.3g}; same token {it.agreement:.1%}",
-            )
-            for it in record.quality
-        ),
+        *((f"on {it.texts}", quality_line(it)) for it in record.quality),
     ]
+
+
+def quality_line(found: TextQuality) -> str:
+    """The key figures on one set of texts."""
+    return (
+        f"perplexity {_figure(found.perplexity)}, its reference's "
+        f"{_figure(found.reference_perplexity)}; KL {_figure(found.kl)}, 99th percentile "
+        f"{_figure(found.kl_p99)}; same token {found.agreement:.1%}"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _recipe(record: MergeRecord) -> str:
