@@ -17,12 +17,14 @@ class Environment:
 
     name: str
     size: int
-    # What has to be importable in it for it to be of use: found, not imported.
+    # What has to be importable in it for it to be of use.
     modules: tuple[str, ...]
+    # Locks leave torch out: it comes from an index of its own (torch_choice.py).
+    torch: bool = True
 
 
 ENVIRONMENTS: tuple[Environment, ...] = (
-    Environment("gptqmodel", size=1_250_000_000, modules=("torch", "gptqmodel")),
+    Environment("gptqmodel", size=1_250_000_000, modules=("gptqmodel",)),
 )
 
 
