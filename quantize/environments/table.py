@@ -1,0 +1,35 @@
+"""The environments of the tools that cannot share adapterctl's own, one row each.
+
+Why they cannot: docs/adr/0013-quantizers-live-in-environments-of-their-own.md. What is in one is
+locked in locks/NAME.txt (made from locks/NAME.in by `make lock`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """`size` is what it takes on disk, in bytes, measured with torch's CPU build."""
+
+    name: str
+    size: int
+    # What has to be importable in it for it to be of use: found, not imported.
+    modules: tuple[str, ...]
+
+
+ENVIRONMENTS: tuple[Environment, ...] = (
+    Environment("gptqmodel", size=1_250_000_000, modules=("torch", "gptqmodel")),
+)
+
+
+def environment_of(name: str) -> Environment:
+    """The row called `name`. Raises UsageError."""
+    for row in ENVIRONMENTS:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in ENVIRONMENTS)
+    raise UsageError(f"there is no environment '{name}': there are {known}")
