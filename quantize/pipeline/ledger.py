@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,10 +25,11 @@ Document = TypeVar("Document", bound=BaseModel)
 class Ledger:
     """The notes in `work`/stages. `key` names all that the results depend on.
 
-    Notes of another key are thrown away with everything else in `work`. Raises OSError.
+    Notes of another key are thrown away with everything else in `work` but for `keep`, which was
+    made anew already. Raises OSError.
     """
 
-    def __init__(self, work: Path, key: str) -> None:
+    def __init__(self, work: Path, key: str, *, keep: Collection[str] = ()) -> None:
         self._folder = work / _FOLDER
         wanted = hashlib.sha256(key.encode()).hexdigest()
         try:
@@ -35,7 +37,7 @@ class Ledger:
         except FileNotFoundError:
             known = None
         if known != wanted:
-            _empty(work)
+            _empty(work, keep)
             self._folder.mkdir(parents=True)
             write_durably(self._folder / _KEY, wanted.encode())
             fsync_directory(work)
@@ -55,9 +57,11 @@ class Ledger:
         return self._folder / f"{stage}.json"
 
 
-def _empty(work: Path) -> None:
+def _empty(work: Path, keep: Collection[str]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     for entry in work.iterdir():
+        if entry.name in keep:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

@@ -11,7 +11,7 @@ from adapters.models import Frozen
 from adapters.store.durable import store_io
 from quantize.jobs.context import JobContext, Rejected
 from quantize.pipeline.building import Made, made, prepare_tools
-from quantize.pipeline.checking import check_published, checked, key_of
+from quantize.pipeline.checking import SIDE, check_published, checked, key_of
 from quantize.pipeline.comparing import Judged, judged
 from quantize.pipeline.ledger import Ledger
 from quantize.pipeline.models import MergeResult
@@ -38,7 +38,7 @@ def run_merge(context: JobContext, order: MergeOrder) -> MergeResult:
     context.watch.step(f"checking {order.reference} and its base")
     plan = checked(context, order)
     with store_io(context.catalog.layout.root):
-        ledger = Ledger(context.work, key_of(plan))
+        ledger = Ledger(context.work, key_of(plan), keep={SIDE})
         shop = Workshop(context, plan, ledger, place_for(context, plan.out))
         begun = ledger.read("begun", _Begun)
     if begun is None:
