@@ -154,7 +154,8 @@ def _fill(row: Environment, torch: Torch, part: Path, log: IO[bytes]) -> None:
                 *("--build-constraints", str(folder / "build.txt")),
             ],
         )
-        _uv(row, log, [*install, *torch.arguments(folder)])
+        if row.torch:
+            _uv(row, log, [*install, *torch.arguments(folder)])
     found = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
     if subprocess.run([python, "-I", "-c", found, *row.modules], check=False).returncode:
         raise ToolFailed(f"the environment of {row.name} lacks one of {', '.join(row.modules)}")

@@ -19,10 +19,15 @@ class Environment:
     size: int
     # What has to be importable in it for it to be of use: found, not imported.
     modules: tuple[str, ...]
+    # Does it compute itself?
+    torch: bool = True
 
 
 ENVIRONMENTS: tuple[Environment, ...] = (
     Environment("gptqmodel", size=1_250_000_000, modules=("torch", "gptqmodel")),
+    Environment("llmcompressor", size=1_250_000_000, modules=("torch", "llmcompressor")),
+    Environment("autoround", size=1_250_000_000, modules=("torch", "auto_round")),
+    Environment("lm-eval", size=700_000_000, modules=("lm_eval", "transformers"), torch=False),
 )
 
 
