@@ -36,15 +36,14 @@ def quantize(order: dict[str, Any], tell: Any) -> dict[str, Any]:
     _without_pinning(torch)
     smoothed = model.config.model_type in _SMOOTHED
     layers = order["recipe"]["layers"]
-    _report(tell, layers, passes=2 if smoothed else 1)
+    # It wants a processor, and would look for one elsewhere.
+    given = {"processor": _NoProcessor(), "dataset": _batches(torch, order["samples"])}
+    if smoothed:
+        tell({"step": f"smoothing {layers} layers with {len(order['samples'])} texts"})
+        oneshot(model=model, recipe=_smoothing(), pipeline="basic", **given)
     tell({"step": f"quantizing {layers} layers with {len(order['samples'])} texts"})
-    oneshot(
-        model=model,
-        # It wants one, and would look for it elsewhere.
-        processor=_NoProcessor(),
-        recipe=_modifiers(smoothed),
-        dataset=_batches(torch, order["samples"]),
-    )
+    _report(tell, layers)
+    oneshot(model=model, recipe=_rounding(), pipeline="sequential", **given)
     tell({"step": "writing the quantized model"})
     _round_once(torch, model)
     model.save_pretrained(order["out"])
@@ -53,14 +52,17 @@ def quantize(order: dict[str, Any], tell: Any) -> dict[str, Any]:
     return {"tools": {name: version(name) for name in tools}, "notes": notes}
 
 
-def _modifiers(smoothed: bool) -> list[Any]:
-    from llmcompressor.modifiers.gptq import GPTQModifier
+def _smoothing() -> Any:
+    """SmoothQuant (arXiv 2211.10438): a channel's outliers go from the norm into its readers."""
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    found: list[Any] = []
-    if smoothed:
-        found.append(SmoothQuantModifier(smoothing_strength=_STRENGTH, mappings=_READERS))
-    return [*found, GPTQModifier(targets=["Linear"], ignore=["re:.*lm_head"], scheme="W8A8")]
+    return SmoothQuantModifier(smoothing_strength=_STRENGTH, mappings=_READERS)
+
+
+def _rounding() -> Any:
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    return GPTQModifier(targets=["Linear"], ignore=["re:.*lm_head"], scheme="W8A8")
 
 
 class _NoProcessor:
@@ -85,7 +87,7 @@ def _without_pinning(torch: Any) -> None:
         IntermediatesCache.pin_memory = lambda *_, **__: None
 
 
-def _report(tell: Any, layers: int, passes: int) -> None:
+def _report(tell: Any, layers: int) -> None:
     """Tell of each layer that is done: llmcompressor has only a progress bar for each."""
     from llmcompressor.core import LifecycleCallbacks
 
@@ -95,10 +97,9 @@ def _report(tell: Any, layers: int, passes: int) -> None:
     def told(*args: Any, **named: Any) -> Any:
         nonlocal done
         answer = original(*args, **named)
-        # The last part of a pass is what comes after the layers.
-        passed, part = divmod(done, layers + 1)
-        done += 1
-        tell({"progress": [passed * layers + min(part + 1, layers), passes * layers]})
+        # The last part is what comes after the layers.
+        done = min(done + 1, layers)
+        tell({"progress": [done, layers]})
         return answer
 
     LifecycleCallbacks.sequential_epoch_end = told
