@@ -51,6 +51,28 @@ class Forks:
         return int(self.said())
 
 
+class Forked:
+    """In place of adapters.jobs.launching.launch, and what became of whom it launched."""
+
+    def __init__(self, forks: Forks) -> None:
+        self._forks = forks
+        self._doomed = False
+        self.processes: dict[str, int] = {}
+
+    def kill_next(self) -> None:
+        """The next process is killed as soon as it is there."""
+        self._doomed = True
+
+    def __call__(
+        self, layout: StoreLayout, job_id: str, lock: int, *, at_once: int | None = None
+    ) -> None:
+        process = self._forks.launch(layout, job_id, lock, at_once=at_once)
+        self.processes[job_id] = process
+        if self._doomed:
+            self._doomed = False
+            os.kill(process, signal.SIGKILL)
+
+
 @contextmanager
 def forking() -> Iterator[Forks]:
     """Starts the process that forks, and ends it."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,12 @@ from adapters.errors import Conflict
 from adapters.jobs.models import JobError, JobRecord, JobState
 from adapters.jobs.orders import MergeOrder
 from adapters.models import Frozen
-from adapters.store.layout import StoreLayout
 from quantize.jobs.context import JobContext, Rejected
 from quantize.jobs.telling import Teller
 from tests.adapters.intake.artifact_builders import adapter_parts, write_parts
 from tests.adapters.jobs_at_hand import living_job, order
 from tests.quantize.conftest import Shop
-from tests.quantize.forks import Forks
+from tests.quantize.forks import Forked, Forks
 from tests.quantize.merging.test_resuming import bytes_of
 
 KILLS = 10
@@ -42,7 +41,7 @@ class Yard:
 
     catalog: Catalog
     reference: str
-    processes: dict[str, int] = field(default_factory=dict)
+    processes: dict[str, int]
 
     def order(self, out: Path, *, at_once: int | None = None) -> JobRecord:
         wanted = MergeOrder(reference=self.reference, out=str(out))
@@ -78,12 +77,9 @@ def adapter(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def yard(shop: Shop, adapter: str, forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
-    yard = Yard(shop.catalog, adapter)
-
-    def launch(layout: StoreLayout, job_id: str, lock: int, *, at_once: int | None = None) -> None:
-        yard.processes[job_id] = forks.launch(layout, job_id, lock, at_once=at_once)
-
-    monkeypatch.setattr(adapters.jobs.launching, "launch", launch)
+    forked = Forked(forks)
+    monkeypatch.setattr(adapters.jobs.launching, "launch", forked)
+    yard = Yard(shop.catalog, adapter, forked.processes)
     yield yard
     for job in shop.catalog.jobs():
         if job.state.living:
