@@ -15,7 +15,7 @@ from quantize.pipeline.checking import SIDE, check_published, checked, key_of
 from quantize.pipeline.comparing import Judged, judged
 from quantize.pipeline.ledger import Ledger
 from quantize.pipeline.models import MergeResult
-from quantize.pipeline.publishing import clear, keep_rejected, publish
+from quantize.pipeline.publishing import clear, keep_rejected, publish, published
 from quantize.pipeline.reporting import now
 from quantize.pipeline.room import check_room
 from quantize.pipeline.workshop import Workshop, place_for
@@ -32,6 +32,8 @@ def run_merge(context: JobContext, order: MergeOrder) -> MergeResult:
 
     Raises Rejected for a model that a gate refuses, which is kept aside.
     """
+    if (known := published(context, order)) is not None:
+        return known
     # Blocks are small: threads would wait for each other after every step, and on a machine that
     # serves meanwhile that is most of the time (measured with two: 30 s for 2.2 GB).
     torch.set_num_threads(1)
@@ -39,11 +41,11 @@ def run_merge(context: JobContext, order: MergeOrder) -> MergeResult:
     plan = checked(context, order)
     with store_io(context.catalog.layout.root):
         ledger = Ledger(context.work, key_of(plan), keep={SIDE})
-        shop = Workshop(context, plan, ledger, place_for(context, plan.out))
         begun = ledger.read("begun", _Begun)
     if begun is None:
         check_published(plan)
         begun = _Begun(at=now())
+    shop = Workshop(context, plan, ledger, place_for(context, plan.out))
     check_room(shop)
     with store_io(context.catalog.layout.root):
         ledger.note("begun", begun)

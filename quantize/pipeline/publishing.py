@@ -8,22 +8,39 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from adapters.models import Frozen, Lane, Manifest, Registered
+from pydantic import ValidationError
+
+from adapters.jobs.orders import MergeOrder
+from adapters.models import Lane, Manifest
 from adapters.registry.merged_models import METHOD
-from adapters.store.durable import fsync_directory, store_io
+from adapters.store.durable import fsync_directory, store_io, write_durably
+from quantize.jobs.context import JobContext
 from quantize.merging.workspace import REPORT, check_out, written
 from quantize.pipeline.models import MergeResult
 from quantize.pipeline.reporting import manifest_fields
-from quantize.pipeline.workshop import Workshop, put_on_disk
+from quantize.pipeline.workshop import Workshop, model_in, place_for, put_on_disk
 from quantize.quality.report import QualityReport, write_report
 
 _WHY = "it is a merged model, not an adapter: an engine of its own serves it"
 
 
-class _Registered(Frozen):
-    """Noted before the model leaves the job's directory."""
+# Beside the work directory, which goes when the job has succeeded: whoever is killed from then on
+# until the registry knows finds the answer here.
+_ANSWER = "answer.json"
 
-    made: Registered | None
+
+def published(context: JobContext, order: MergeOrder) -> MergeResult | None:
+    """The answer of a run that had published everything before it was killed."""
+    try:
+        found = MergeResult.model_validate_json((context.directory / _ANSWER).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    if order.out is None:
+        return found
+    # Noted before the rename: it has been made if the target is there and the source is not.
+    out = Path(order.out)
+    moved = out.is_dir() and not model_in(place_for(context, out)).exists()
+    return found if moved else None
 
 
 def publish(shop: Workshop, result: MergeResult, report: QualityReport | None) -> MergeResult:
@@ -31,33 +48,26 @@ def publish(shop: Workshop, result: MergeResult, report: QualityReport | None) -
 
     `result` says what there is to say but for where it is. Done again after a kill it ends alike.
     """
-    plan, catalog = shop.plan, shop.context.catalog
+    plan = shop.plan
     shop.watch.step("publishing")
-    noted = shop.ledger.read("registered", _Registered)
-    made = noted.made if noted is not None else None
-    if noted is None:
-        if plan.name is not None:
-            made = _register(shop, plan.name, result)
-        shop.ledger.note("registered", _Registered(made=made))
-    if made is not None:
-        result = result.model_copy(
-            update={
-                "name": made.name,
-                "version": made.version,
-                "digest": made.digest,
-                "registered": True,
-                "tags": made.tags,
-                "path": str(catalog.layout.blob(made.digest)),
-            }
-        )
-        where = catalog.layout.report(made.digest)
-        result = _kept_at(result, where if report is not None else None)
-        catalog.keep_report(made.digest, _report_files(shop, result, report))
+    if plan.name is not None:
+        result = _registered(shop, plan.name, result, report)
     if plan.out is not None:
-        result = result.model_copy(update={"path": str(plan.out)})
-        result = _kept_at(result, plan.out if report is not None else None)
-        _publish_directory(shop, plan.out, result, report)
+        result = _at(result, plan.out, report)
+        with written(plan.out):
+            check_out(plan.out)
+            _write_reports(shop.model, result, report)
+            put_on_disk(shop.model)
+            _note(shop, result)
+            _move(shop.model, plan.out)
+    else:
+        _note(shop, result)
     return result
+
+
+def _note(shop: Workshop, result: MergeResult) -> None:
+    with store_io(shop.context.catalog.layout.root):
+        write_durably(shop.context.directory / _ANSWER, result.model_dump_json().encode())
 
 
 def keep_rejected(shop: Workshop, result: MergeResult, report: QualityReport | None) -> MergeResult:
@@ -67,8 +77,7 @@ def keep_rejected(shop: Workshop, result: MergeResult, report: QualityReport | N
         if shop.plan.out is None
         else shop.plan.out.with_name(f"{shop.plan.out.name}.rejected")
     )
-    result = result.model_copy(update={"path": str(target)})
-    result = _kept_at(result, target if report is not None else None)
+    result = _at(result, target, report)
     with written(target):
         _write_reports(shop.model, result, report)
         put_on_disk(shop.model)
@@ -83,13 +92,14 @@ def clear(shop: Workshop) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _register(shop: Workshop, name: str, result: MergeResult) -> Registered:
-    plan, order = shop.plan, shop.plan.order
+def _registered(
+    shop: Workshop, name: str, result: MergeResult, report: QualityReport | None
+) -> MergeResult:
+    plan, order, catalog = shop.plan, shop.plan.order, shop.context.catalog
     fields = manifest_fields(shop, result.record, result.report)
-    manifest = Manifest(method=METHOD, lane=Lane.MERGED, reasons=(_WHY,), **fields)
-    return shop.context.catalog.register_model(
+    made = catalog.register_model(
         shop.model,
-        manifest,
+        Manifest(method=METHOD, lane=Lane.MERGED, reasons=(_WHY,), **fields),
         name=name,
         base=plan.source.version.base,
         tags=() if order.tag is None else (order.tag,),
@@ -98,22 +108,24 @@ def _register(shop: Workshop, name: str, result: MergeResult) -> Registered:
         share=plan.out is None,
         actor=shop.context.actor,
     )
+    where = catalog.layout.report(made.digest)
+    result = _at(result, where, report).model_copy(
+        update={
+            "name": made.name,
+            "version": made.version,
+            "digest": made.digest,
+            "registered": True,
+            "tags": made.tags,
+            "path": str(catalog.layout.blob(made.digest)),
+        }
+    )
+    catalog.keep_report(made.digest, _report_files(shop, result, report))
+    return result
 
 
-def _publish_directory(
-    shop: Workshop, out: Path, result: MergeResult, report: QualityReport | None
-) -> None:
-    if not shop.model.exists():
-        return  # published by a run that was killed afterwards
-    with written(out):
-        check_out(out)
-        _write_reports(shop.model, result, report)
-        put_on_disk(shop.model)
-        _move(shop.model, out)
-
-
-def _kept_at(result: MergeResult, where: Path | None) -> MergeResult:
-    return result.model_copy(update={"quality_report": None if where is None else str(where)})
+def _at(result: MergeResult, where: Path, report: QualityReport | None) -> MergeResult:
+    reported = None if report is None else str(where)
+    return result.model_copy(update={"path": str(where), "quality_report": reported})
 
 
 def _write_reports(folder: Path, result: MergeResult, report: QualityReport | None) -> None:

@@ -11,7 +11,7 @@ from quantize.pipeline.texts import SAMPLE_TOKENS
 from quantize.pipeline.workshop import Workshop
 
 # Notes, reports, tokenizers.
-_SLACK = 16 << 20
+_SLACK = 2 << 20
 # Of the engine's distributions: one half-precision number a token of the vocabulary and position.
 _PROBABILITY_BYTES = 2
 # Scale and zero point of a group, against the values that share them.

@@ -38,7 +38,7 @@ class Workshop:
     @property
     def model(self) -> Path:
         """The model that will be published, complete as soon as it has this name."""
-        return self.place / "model"
+        return model_in(self.place)
 
     @property
     def side(self) -> Path:
@@ -63,8 +63,13 @@ class Workshop:
 def place_for(context: JobContext, out: Path | None) -> Path:
     """The job's work directory, or one beside `out` where that is on another disk."""
     if out is None or os.stat(out.parent).st_dev == os.stat(context.work).st_dev:  # noqa: PTH116
-        return context.work / "model"
+        return context.work / "making"
     return out.parent / f".{out.name}.{context.id}"
+
+
+def model_in(place: Path) -> Path:
+    """The published model's directory until it is published."""
+    return place / "model"
 
 
 def put_on_disk(folder: Path) -> None:
