@@ -24,6 +24,11 @@ TORCH_BACKEND := $(if $(LOCAL_TORCH),,--torch-backend=cpu)
 LOCKED_TORCH := $(shell $(PYTHON) -c 'import sys, platform; print(sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64")')
 TORCH := $(if $(filter True,$(LOCKED_TORCH)),--require-hashes -r requirements/torch-cpu.txt,-r requirements/torch-cpu.in)
 
+# Quantizing tools that cannot share the environment (docs/quantize.md): theirs are made on first
+# use, or by `make tools`.
+TOOL_LOCKS := quantize/environments/locks
+TOOLS := gptqmodel llmcompressor autoround lm-eval
+
 .PHONY: help
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +49,10 @@ $(READY): $(LOCK) requirements/bootstrap.txt requirements/torch-cpu.txt requirem
 	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements/demo.txt
 	@$(UV) pip install --python $(BIN)/python --no-deps --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
+
+.PHONY: tools
+tools: $(READY) ## The environments of all quantizing tools, for a machine without a network later
+	@$(BIN)/python -m quantize.environments
 
 .PHONY: demo
 demo: $(READY) ## The demo store: one base, three adapters (STORE=.store)
@@ -82,6 +91,10 @@ lock: $(READY) ## Make the locks anew from pyproject.toml
 	  --no-header --quiet --output-file requirements/gpu.txt
 	$(UV) pip compile requirements/bootstrap.in --generate-hashes --universal \
 	  --python-version 3.11 --no-header --quiet --output-file requirements/bootstrap.txt
+	@# The tools' environments; torch is installed beside, as above (quantize/environments).
+	for name in $(TOOLS) build; do $(UV) pip compile $(TOOL_LOCKS)/$$name.in --generate-hashes \
+	  --universal --python-version 3.11 --no-header --quiet --no-emit-package torch \
+	  --output-file $(TOOL_LOCKS)/$$name.txt || exit 1; done
 
 .PHONY: clean
 clean: ## Remove the environment and everything that was made
