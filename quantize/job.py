@@ -54,7 +54,7 @@ def _run(order: dict[str, Any], events: IO[str]) -> Any:
     # Blocks are small: threads would wait for each other after every step, and on a machine that
     # serves meanwhile that is most of the time (measured with two: 30 s for 2.2 GB).
     torch.set_num_threads(1)
-    out = order["out"]
+    out, nf4 = order["out"], order["nf4_checkpoint"]
     watch = Watcher(step=lambda text: _write(events, {"step": text}), progress=_sparing(events))
     with Catalog.open(Path(order["store"])) as catalog:
         merged = merge(
@@ -62,6 +62,9 @@ def _run(order: dict[str, Any], events: IO[str]) -> Any:
             order["reference"],
             None if out is None else Path(out),
             dtype=order["dtype"],
+            base_weights=order["base_weights"],
+            nf4_checkpoint=None if nf4 is None else Path(nf4),
+            compare_base_weights=order["compare_base_weights"],
             watch=watch,
         )
     return merged.model_dump(mode="json")

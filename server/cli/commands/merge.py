@@ -35,9 +35,33 @@ from server.cli.session import Session, pass_session
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="Of every floating-point tensor; by default each keeps the base's.",
 )
+@click.option(
+    "--base-weights",
+    type=click.Choice(["original", "dequantized"]),
+    default="original",
+    show_default=True,
+    help="What the adapter is added to; dequantized is what a QLoRA saw in training.",
+)
+@click.option(
+    "--nf4-checkpoint",
+    metavar="DIR",
+    help="The bitsandbytes checkpoint that was trained on.  [default: the base, rounded alike]",
+)
+@click.option(
+    "--compare-base-weights",
+    is_flag=True,
+    help="Merge into both, and report how far they are from each other.",
+)
 @pass_session
 def merge(
-    session: Session, reference: str, requantize: str, out: str | None, dtype: str | None
+    session: Session,
+    reference: str,
+    requantize: str,
+    out: str | None,
+    dtype: str | None,
+    base_weights: str,
+    nf4_checkpoint: str | None,
+    compare_base_weights: bool,
 ) -> None:
     """Merge the version REF into its base and write the model as a Hugging Face directory.
 
@@ -50,12 +74,16 @@ def merge(
         raise UsageError(
             "merge works on a store, not over --server: run it on the server's machine with --store"
         )
+    nf4 = None if nf4_checkpoint is None else str(Path(nf4_checkpoint).expanduser().absolute())
     order = {
         "store": str(session.store_root()),
         "operation": "merge",
         "reference": reference,
         "out": None if out is None else str(Path(out).expanduser()),
         "dtype": dtype,
+        "base_weights": base_weights,
+        "nf4_checkpoint": nf4,
+        "compare_base_weights": compare_base_weights,
     }
     try:
         with progress(json_mode=session.json) as shown:
@@ -90,7 +118,21 @@ def _say(merged: dict[str, Any]) -> None:
             ("size", size(report["size"])),
             ("changed", f"{report['parameters_changed']} parameters{relative}"),
             ("rounding", noise),
+            *_base_weights(report["base_weights"]),
             ("took", f"{report['seconds']:.1f} s, {size(report['peak_rss'])} of memory at most"),
             *(("note", text) for text in report["notes"]),
         ]
     )
+
+
+def _base_weights(used: dict[str, Any]) -> list[tuple[str, str]]:
+    if used["weights"] == "original" and used["compared"] is None:
+        return []
+    said = used["weights"]
+    if said == "dequantized":
+        said += f" ({used['rounding']}, {used['parameters']} parameters)"
+    compared = used["compared"]
+    if compared is not None:
+        other = "dequantized" if used["weights"] == "original" else "original"
+        said += f"; from a merge into the {other} ones it differs by {compared['overall']:.2%}"
+    return [("base weights", said)]
