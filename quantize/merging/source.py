@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from adapters.bases.digest import digest_of
 from adapters.bases.shards import BaseFiles, open_base
 from adapters.catalog import Catalog
-from adapters.compositions import is_composition
+from adapters.compositions import refuse_composition
 from adapters.errors import BaseError, UsageError
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import MergePlan
@@ -49,11 +49,7 @@ def open_source(catalog: Catalog, reference: str, asked: Asked | None = None) ->
     directory is gone, changed or quantized (but for what `choose` takes), UsageError as that does,
     and StoreDamaged when the version's files no longer give a plan.
     """
-    if is_composition(reference):
-        raise UsageError(
-            f"'{reference}' is a composition: make it a version first, with "
-            "`adapterctl compose NEW REF=WEIGHT...`, and merge that"
-        )
+    refuse_composition(reference)
     version = catalog.show(reference)
     record = catalog.base(version.base)
     files = open_base(local_path(record.path))

@@ -28,6 +28,8 @@ from quantize.quantizers.table import Quantizer, quantizer_of
 
 # Where the tools compute; `cuda` needs a GPU torch in their environment (docs/quantize.md).
 DEVICE_SETTING = "ADAPTERCTL_TOOLS_DEVICE"
+# Of Python, of the tools and of what they stand on.
+_TOOLS_SETTINGS = ("PYTHON", "GPTQMODEL_", "AR_", "LLM_COMPRESSOR_", "HF_", "TRANSFORMERS_")
 
 
 def run_quantizer(
@@ -101,9 +103,7 @@ def _driven(
 def _environment(threads: int) -> dict[str, str]:
     """Ours without what could change what the tool does."""
     kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "GPTQMODEL_", "HF_", "TRANSFORMERS_"))
+        name: value for name, value in os.environ.items() if not name.startswith(_TOOLS_SETTINGS)
     }
     # Everything is a local directory: no tool may look a model up elsewhere.
     offline = {

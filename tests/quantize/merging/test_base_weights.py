@@ -24,8 +24,11 @@ from quantize.merging.fourbit import Rounding, rounded
 from quantize.merging.layout import Place
 from quantize.merging.merge import Watcher, merge
 from quantize.merging.models import Merged
+from tests.adapters.intake.fine_tunes import everywhere, tune
+from tests.quantize.conftest import Shop
 from tests.quantize.formats.make_artifacts import HERE
 from tests.quantize.formats.material import llama, tokens, values
+from tests.quantize.merging.test_parity import KINDS, load, train
 from tests.quantize.merging.test_resuming import bytes_of
 
 Run = Callable[..., Merged]
@@ -242,6 +245,30 @@ def test_an_adapter_of_16_bit_training_is_warned_of(
     (warning,) = run("bf16", base_weights="dequantized").report.warnings
     assert "trained on bf16 weights" in warning
     assert run("bf16").report.warnings == ()
+
+
+def test_a_full_fine_tune_has_no_other_weights(catalog: Catalog, run: Run, tmp_path: Path) -> None:
+    tune(Path(catalog.base("bfloat16").path.removeprefix("file://")), tmp_path / "t", everywhere(1))
+    catalog.register(str(tmp_path / "t"), name="full-qlora", base="bfloat16", tag=None)
+    with pytest.raises(UsageError, match="is a full fine-tune"):
+        run("full", base_weights="dequantized")
+
+
+def test_gpt2s_layers_are_turned_before_they_are_rounded(shop: Shop, tmp_path: Path) -> None:
+    """transformers turns a Conv1D for bitsandbytes, so the blocks run along its inputs."""
+    train(load(shop.base("gpt2"), torch.float32), KINDS["lora-gpt2"], tmp_path / "adapter")
+    shop.register(tmp_path / "adapter", "turned", "gpt2")
+    original = weights(merge(shop.catalog, "turned", tmp_path / "original"))
+    dequantized = weights(
+        merge(shop.catalog, "turned", tmp_path / "dequantized", base_weights="dequantized")
+    )
+    base = load_file(shop.base("gpt2") / "model.safetensors")
+    name = next(n for n in base if n.endswith("h.0.attn.c_attn.weight"))
+    sequence = base[name].T.reshape(-1)
+    absmax = largest(sequence, 64)
+    expected = round_trip(sequence, absmax, rounded_scales(absmax), "nf4")
+    expected = expected.reshape(base[name].T.shape).T - base[name]
+    torch.testing.assert_close(dequantized[name] - original[name], expected, atol=1e-6, rtol=0)
 
 
 @settings(max_examples=40, deadline=None)

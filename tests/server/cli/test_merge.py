@@ -1,4 +1,4 @@
-"""`adapterctl merge`: the child that does the work, its answer, and every way it can be ended."""
+"""`adapterctl merge`: the job that does the work, its answer, and every way it can be ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -61,24 +61,59 @@ def test_for_people_and_where_it_goes_by_itself(
     assert (code, error["code"]) == (1, "already_exists")
 
 
+def test_into_what_a_qlora_was_trained_on(
+    cli: CommandLine, tiny: TinyArtifacts, tmp_path: Path
+) -> None:
+    into = ("--base-weights", "dequantized", "--compare-base-weights")
+    merged = cli.ok("merge", "bot", *into, "--out", str(tmp_path / "out"))
+    used = merged["report"]["base_weights"]
+    assert (used["weights"], used["rounding"]) == ("dequantized", "nf4")
+    assert 0.05 < used["compared"]["overall"] < 0.15
+    answer = cli("merge", "bot", "--compare-base-weights", "--out", str(tmp_path / "other"))
+    assert answer.code == 0, answer.err
+    assert "original; a merge into the dequantized ones differs by" in answer.out
+    wrong = ("--base-weights", "dequantized", "--nf4-checkpoint", str(tiny.base))
+    code, error = cli.refused("merge", "bot", *wrong, "--out", str(tmp_path / "none"))
+    assert (code, error["code"]) == (1, "invalid_base")
+    assert "holds no four-bit weights" in error["message"]
+
+
 def test_wrong_inputs_are_one_line_each(cli: CommandLine, tmp_path: Path) -> None:
-    assert cli.refused("merge", "nobody", "--out", str(tmp_path / "o"))[1]["code"] == (
-        "model_not_found"
-    )
-    assert cli.refused("merge", "bot:v7", "--out", str(tmp_path / "o"))[1]["code"] == (
-        "version_not_found"
-    )
-    assert cli.refused("merge", "bot", "--out", str(tmp_path / "no" / "o"))[0] == 2
+    before = cli.ok("jobs")
+    out = ("--out", str(tmp_path / "o"))
+    assert cli.refused("merge", "nobody", *out)[1]["code"] == "model_not_found"
+    assert cli.refused("merge", "bot:v7", *out)[1]["code"] == "version_not_found"
+    assert cli.refused("merge", "bot*0.5+norm", *out)[0] == 2
     assert cli.refused("merge", "bot", "--requantize", "awkward")[0] == 2
-    code, error = CommandLine(("--server", "http://127.0.0.1:1")).refused("merge", "bot")
-    assert (code, error["code"]) == (2, "usage")
-    assert "on the server's machine" in error["message"]
+    remote = CommandLine(("--server", "http://127.0.0.1:1"))
+    for where in ((), ("--out", "here")):
+        code, error = remote.refused("merge", "bot", *where)
+        assert (code, error["code"]) == (2, "usage")
+        assert "on the server's machine" in error["message"]
+    here = ("--nf4-checkpoint", "here", "--out", "/there")
+    assert "a whole path there" in remote.refused("merge", "bot", *here)[1]["message"]
     assert list(tmp_path.iterdir()) == []
+    assert cli.ok("jobs") == before
+
+
+def test_what_only_the_job_can_tell(cli: CommandLine, tmp_path: Path) -> None:
+    code, error = cli.refused("merge", "bot", "--out", str(tmp_path / "no" / "o"))
+    assert (code, "there is no directory" in error["message"]) == (2, True)
+    job = cli.ok("jobs")[-1]
+    assert (job["state"], job["error"]) == (
+        "failed",
+        {"code": "usage", "message": error["message"]},
+    )
+    assert error["message"] in cli("jobs", "logs", job["id"]).out
+
+
+Following = tuple[subprocess.Popen[str], str]
 
 
 @pytest.fixture
-def running(store: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
-    """A merge that has begun, and the child that does it."""
+def following(store: Path, cli: CommandLine, tmp_path: Path) -> Iterator[Following]:
+    """A command line that follows a merge, and the id of its job."""
+    known = {job["id"] for job in cli.ok("jobs")}
     command = [sys.executable, "-m", "server.cli.main", "--store", str(store)]
     parent = subprocess.Popen(
         [*command, "merge", "bot", "--out", str(tmp_path / "out")],
@@ -87,43 +122,55 @@ def running(store: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str]
         text=True,
         env=clean_environment(),
     )
-    deadline = time.monotonic() + 60
-    while not (children := psutil.Process(parent.pid).children()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    yield parent, children[0]
+    until(lambda: len(cli.ok("jobs")) > len(known))
+    (job_id,) = {job["id"] for job in cli.ok("jobs")} - known
+    yield parent, job_id
     if parent.poll() is None:
         parent.kill()
     parent.communicate()
 
 
-def test_ctrl_c(running: tuple[subprocess.Popen[str], psutil.Process], tmp_path: Path) -> None:
-    parent, child = running
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ctrl_c_without_a_terminal_cancels(
+    following: Following, cli: CommandLine, tmp_path: Path
+) -> None:
+    parent, job_id = following
+    # Before the first step is shown the signal may hit the command line's own start.
+    assert parent.stderr is not None
+    assert parent.stderr.readline()
     parent.send_signal(signal.SIGINT)
-    _, complaint = parent.communicate(timeout=60)
+    _, complaint = parent.communicate(timeout=120)
     assert parent.returncode == 130
     assert complaint.splitlines()[-1].startswith("adapterctl: interrupted: nothing is half done")
     assert "Traceback" not in complaint
-    # It may have been hit while the child was being started, which then finds its stdin closed.
-    child.wait(timeout=60)
+    assert cli.ok("jobs", "show", job_id)["state"] == "cancelled"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_child_that_is_killed_is_said(
-    running: tuple[subprocess.Popen[str], psutil.Process], tmp_path: Path
+def test_the_job_outlives_its_command_line_and_a_dead_one_goes_on(
+    following: Following, cli: CommandLine, store: Path, tmp_path: Path
 ) -> None:
-    parent, child = running
-    child.kill()
-    _, complaint = parent.communicate(timeout=60)
-    assert parent.returncode == 1
-    assert "killed by signal 9" in complaint.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
-
-
-def test_no_child_outlives_its_parent(
-    running: tuple[subprocess.Popen[str], psutil.Process], tmp_path: Path
-) -> None:
-    parent, child = running
+    """kill -9 of the command line, then of the job; the same command again is the same job."""
+    parent, job_id = following
     parent.kill()
-    child.wait(timeout=60)
+    until(lambda: cli.ok("jobs", "show", job_id)["state"] == "running")
+    (process,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][-3:-1] == [str(store), job_id]
+    ]
+    process.kill()
+    until(lambda: cli.ok("jobs", "show", job_id)["state"] == "interrupted")
     assert not (tmp_path / "out").exists()
+    code, error = cli.refused("jobs", "cancel", "nothing")
+    assert (code, error["code"]) == (1, "not_found")
+    merged = cli.ok("merge", "bot", "--out", str(tmp_path / "out"))
+    assert merged["path"] == str(tmp_path / "out")
+    job = cli.ok("jobs")[-1]
+    assert (job["id"], job["state"], job["starts"]) == (job_id, "succeeded", 2)
