@@ -13,6 +13,7 @@ from quantize.environments import ensure
 from quantize.merging.merge import merge
 from quantize.merging.models import Dtype, Merged
 from quantize.merging.workspace import REPORT, written
+from quantize.pipeline.checking import asked
 from quantize.pipeline.workshop import Workshop, put_on_disk, replaced
 from quantize.quality.report import Stage
 from quantize.quantizers.recipe import Quantized
@@ -109,8 +110,17 @@ def _merge(shop: Workshop, stage: str, target: Path, dtype: Dtype | None) -> Mer
         with written(target):
             target.parent.mkdir(exist_ok=True)
         # A directory of this name is complete; whoever wrote it was killed before it was noted.
+        order = shop.plan.order
+        wanted = asked(order)
         known = _reported(target) or merge(
-            shop.context.catalog, shop.plan.order.reference, target, dtype=dtype, watch=shop.watch
+            shop.context.catalog,
+            order.reference,
+            target,
+            dtype=dtype,
+            base_weights=wanted.weights,
+            nf4_checkpoint=wanted.checkpoint,
+            compare_base_weights=wanted.compare,
+            watch=shop.watch,
         )
         with written(target):
             put_on_disk(target)

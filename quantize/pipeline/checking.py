@@ -15,6 +15,7 @@ from adapters.jobs.orders import MergeOrder
 from adapters.references import check_name, check_tag
 from adapters.registry.registering import check_names
 from quantize.jobs.context import JobContext
+from quantize.merging.base_weights import Asked
 from quantize.merging.layout import Shard, planned_shards
 from quantize.merging.side_files import side_files
 from quantize.merging.source import MergeSource, open_source
@@ -79,15 +80,16 @@ def checked(context: JobContext, order: MergeOrder) -> Plan:
     Raises AdapterctlError subclasses. Leaves the small files of the model in work/side.
     """
     catalog = context.catalog
-    source = open_source(catalog, order.reference)
+    source = open_source(catalog, order.reference, asked(order))
     name = _name(context, order, source)
     out = None if order.out is None else Path(order.out)
     if order.requantize != "none" and order.dtype not in (None, "bfloat16"):
         raise UsageError(
             "a quantized model keeps what is not quantized in bfloat16: leave --dtype out"
         )
-    whole = planned_shards(source.files, source.base, source.plan, "float32")
-    final = planned_shards(source.files, source.base, source.plan, order.dtype)
+    places = source.weights.places
+    whole = planned_shards(source.files, source.base, source.plan, "float32", places)
+    final = planned_shards(source.files, source.base, source.plan, order.dtype, places)
     beside = side_files(source, final, order.dtype)
     recipe = _recipe(order, source, whole)
     side = _put_down(context.work / SIDE, beside)
@@ -103,6 +105,12 @@ def checked(context: JobContext, order: MergeOrder) -> Plan:
     if order.evaluate is not None:
         texts = evaluation_texts(side, order.evaluate, source.serving.system_prompt)
     return Plan(order, source, name, out, whole, final, beside, recipe, calibration, texts)
+
+
+def asked(order: MergeOrder) -> Asked:
+    """Which of the base's weights the adapter is added to."""
+    checkpoint = None if order.nf4_checkpoint is None else Path(order.nf4_checkpoint)
+    return Asked(order.base_weights, checkpoint, order.compare_base_weights)
 
 
 def key_of(plan: Plan) -> str:
@@ -122,6 +130,7 @@ def key_of(plan: Plan) -> str:
         torch.__version__,
         version.digest,
         version.base_digest,
+        plan.source.weights.used.model_dump_json(),
         plan.order.model_dump_json(),
         total.hexdigest(),
     )

@@ -214,6 +214,7 @@ def _say(job: JobRecord, merged: dict[str, Any]) -> None:
             ("size", size(merged["size"])),
             ("changed", f"{report['parameters_changed']} parameters{relative}"),
             *([("rounding", noise)] if quantization is None else []),
+            *_base_weights(report["base_weights"]),
             *quality_fields(merged["record"]["quality"]),
             *([("report", merged["quality_report"])] if merged["quality_report"] else []),
             *((stage["name"], _cost(stage)) for stage in merged["stages"]),
@@ -222,6 +223,19 @@ def _say(job: JobRecord, merged: dict[str, Any]) -> None:
         ]
     )
     say_gates(merged["gates"])
+
+
+def _base_weights(used: dict[str, Any]) -> list[tuple[str, str]]:
+    compared = used["compared"]
+    if used["weights"] == "original" and compared is None:
+        return []
+    said = used["weights"]
+    if said == "dequantized":
+        said += f" ({used['rounding']}, {used['parameters']} parameters)"
+    if compared is not None:
+        other = "dequantized" if used["weights"] == "original" else "original"
+        said += f"; a merge into the {other} ones differs by {compared['overall']:.2%}"
+    return [("base weights", said)]
 
 
 def _outcome(merged: dict[str, Any]) -> str:
