@@ -27,7 +27,7 @@ TORCH := $(if $(filter True,$(LOCKED_TORCH)),--require-hashes -r requirements/to
 # Quantizing tools that cannot share the environment (docs/quantize.md): theirs are made on first
 # use, or by `make tools`.
 TOOL_LOCKS := quantize/environments/locks
-TOOLS := gptqmodel
+TOOLS := gptqmodel llmcompressor autoround lm-eval
 
 .PHONY: help
 help: ## This list

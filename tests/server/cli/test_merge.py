@@ -69,6 +69,23 @@ def test_for_people_and_where_it_goes_by_itself(
     assert (code, error["code"]) == (1, "already_exists")
 
 
+def test_into_what_a_qlora_was_trained_on(
+    cli: CommandLine, tiny: TinyArtifacts, tmp_path: Path
+) -> None:
+    into = ("--base-weights", "dequantized", "--compare-base-weights")
+    merged = cli.ok("merge", "bot", *into, "--out", str(tmp_path / "out"))
+    used = merged["report"]["base_weights"]
+    assert (used["weights"], used["rounding"]) == ("dequantized", "nf4")
+    assert 0.05 < used["compared"]["overall"] < 0.15
+    answer = cli("merge", "bot", "--compare-base-weights", "--out", str(tmp_path / "other"))
+    assert answer.code == 0, answer.err
+    assert "original; a merge into the dequantized ones differs by" in answer.out
+    wrong = ("--base-weights", "dequantized", "--nf4-checkpoint", str(tiny.base))
+    code, error = cli.refused("merge", "bot", *wrong, "--out", str(tmp_path / "none"))
+    assert (code, error["code"]) == (1, "invalid_base")
+    assert "holds no four-bit weights" in error["message"]
+
+
 def test_wrong_inputs_are_one_line_each(cli: CommandLine, tmp_path: Path) -> None:
     before = cli.ok("jobs")
     out = ("--out", str(tmp_path / "o"))
@@ -81,6 +98,8 @@ def test_wrong_inputs_are_one_line_each(cli: CommandLine, tmp_path: Path) -> Non
         code, error = remote.refused("merge", "bot", *where)
         assert (code, error["code"]) == (2, "usage")
         assert "on the server's machine" in error["message"]
+    here = ("--nf4-checkpoint", "here", "--out", "/there")
+    assert "a whole path there" in remote.refused("merge", "bot", *here)[1]["message"]
     assert list(tmp_path.iterdir()) == []
     assert cli.ok("jobs") == before
 
