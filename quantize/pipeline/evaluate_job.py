@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from datetime import datetime
 from pathlib import Path
 
 import torch
 
 import adapters
-from adapters.errors import BaseError
+from adapters.errors import BaseError, UsageError
 from adapters.jobs.orders import EvaluateOrder
 from adapters.models import Frozen, Origin, TextQuality
 from adapters.store.durable import store_io
@@ -31,12 +33,18 @@ from quantize.quality.report import (
     TaskScore,
     write_report,
 )
+from quantize.quality.task_files import read_task
+from quantize.quality.tasks import run_tasks
 from quantize.texts import read_texts
 
 _UNMERGED = (
     "an adapter's version is measured merged in fp32, which is what an engine that swaps it in "
     "comes nearest to"
 )
+
+
+# Whoever orders the job gives its own key to the server of the tasks.
+_KEY_VARIABLE = "ADAPTERCTL_KEY"
 
 
 class EvaluateResult(Frozen):
@@ -63,6 +71,7 @@ def run_evaluate(context: JobContext, order: EvaluateOrder) -> EvaluateResult:
     context.watch.step(f"checking {order.reference} and {order.against}")
     if order.evaluate.task is not None:
         read_texts(Path(order.evaluate.task))
+    _check_tasks(order)
     candidate = side_of(context, order.reference, context.work / "candidate")
     reference = side_of(context, order.against, context.work / "against")
     with store_io(context.catalog.layout.root):
@@ -71,7 +80,15 @@ def run_evaluate(context: JobContext, order: EvaluateOrder) -> EvaluateResult:
         ledger.note("begun", begun)
     models = at_hand(context, candidate), at_hand(context, reference)
     check_comparable(*models)
+    # Before hours of measuring: a server that is not there is told at once.
+    scores = {side: _scores(context, order, ledger, side) for side in (candidate, reference)}
     report = _report(context, order, ledger, (candidate, reference), begun.at)
+    report = report.model_copy(
+        update={
+            "reference": report.reference.model_copy(update={"tasks": scores[reference]}),
+            "candidates": (report.candidates[0].model_copy(update={"tasks": scores[candidate]}),),
+        }
+    )
     report = report.model_copy(update={"gates": judge(report, order.evaluate)})
     result = _written(context, order, report)
     refused = next((gate for gate in report.gates if not gate.passed), None)
@@ -127,6 +144,52 @@ def _report(
     )
 
 
+class _Scores(Frozen):
+    scores: tuple[TaskScore, ...]
+
+
+def _check_tasks(order: EvaluateOrder) -> None:
+    for task in order.tasks:
+        read_task(Path(task))
+    if not order.tasks:
+        return
+    if order.url is None:
+        raise UsageError("task files are run through a server that serves both: name it with --url")
+    for text in (order.reference, order.against):
+        if "/" in text:
+            raise UsageError(
+                f"the tasks are asked of a server, which serves no directory ({text}): name what "
+                "it serves"
+            )
+
+
+def _scores(
+    context: JobContext, order: EvaluateOrder, ledger: Ledger, side: Side
+) -> tuple[TaskScore, ...]:
+    """What the server's `side` scores in the order's tasks."""
+    if not order.tasks or order.url is None:
+        return ()
+    served = side.served
+    stage = f"tasks-{hashlib.sha256(served.encode()).hexdigest()[:16]}"
+    known = ledger.read(stage, _Scores)
+    if known is None:
+        context.watch.step(f"asking {served} the tasks")
+        known = _Scores(
+            scores=run_tasks(
+                order.url,
+                served,
+                [Path(task) for task in order.tasks],
+                side.model,
+                os.environ.get(_KEY_VARIABLE) or None,
+                None,
+                context.watch,
+                context.directory / LOG_NAME,
+            )
+        )
+        ledger.note(stage, known)
+    return known.scores
+
+
 def _reported(
     meter: Meter, side: Side, measurement: Measurement, layers: tuple[LayerError, ...] = ()
 ) -> ReportedModel:
@@ -155,6 +218,8 @@ def _written(context: JobContext, order: EvaluateOrder, report: QualityReport) -
         against=order.against,
         quality=qualities(candidate),
         regression=None if regression is None else regression.by_kind(),
+        tasks=candidate.tasks,
+        tasks_against=report.reference.tasks,
         gates=report.gates,
         report=str(places[-1]),
         warnings=report.warnings,

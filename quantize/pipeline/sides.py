@@ -38,6 +38,8 @@ class Side:
     system_prompt: str | None = None
     # The version to merge; None: the model is there.
     version: str | None = None
+    # As a server knows it.
+    served: str = ""
 
 
 def side_of(context: JobContext, text: str, place: Path) -> Side:
@@ -57,13 +59,15 @@ def side_of(context: JobContext, text: str, place: Path) -> Side:
         pass
     else:
         found = _directory(Path(local_path(base.path)), f"base {text}")
-        return replace(found, digest=base.digest)
+        return replace(found, digest=base.digest, served=text)
     version = catalog.show(text)
     label = f"{version.adapter}:{version.label}"
     serving = catalog.serving(text)
     if version.method == METHOD:
         found = _directory(catalog.layout.blob(version.digest), label)
-        return replace(found, digest=version.digest, system_prompt=serving.system_prompt)
+        return replace(
+            found, digest=version.digest, system_prompt=serving.system_prompt, served=label
+        )
     # Everything that a merge reads is checked now.
     open_source(catalog, label)
     return Side(
@@ -73,6 +77,7 @@ def side_of(context: JobContext, text: str, place: Path) -> Side:
         dtype="float32",
         system_prompt=serving.system_prompt,
         version=label,
+        served=label,
     )
 
 

@@ -102,8 +102,19 @@ def _say(job: JobRecord, result: dict[str, Any]) -> None:
                 (f"regression, {kind}", f"{right} of {total} right")
                 for kind, (right, total) in regression.items()
             ),
+            *((f"{it['task']}, {it['metric']}", _score(it, result)) for it in result["tasks"]),
             ("report", result["report"]),
             ("job", job.id),
         ]
     )
     say_gates(result["gates"])
+
+
+def _score(found: dict[str, Any], result: dict[str, Any]) -> str:
+    """A metric of a task, beside that of the other side."""
+    same = [
+        other["value"]
+        for other in result["tasks_against"]
+        if (other["task"], other["metric"]) == (found["task"], found["metric"])
+    ]
+    return ", against ".join("-" if it is None else f"{it:.4g}" for it in [found["value"], *same])
