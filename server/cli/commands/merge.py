@@ -197,7 +197,7 @@ def _say(job: JobRecord, merged: dict[str, Any]) -> None:
     """One screen: what was made, where it is, how good it is, what it cost."""
     report = merged["report"]
     adapter, base = clean(report["adapter"]["reference"]), clean(report["base"]["reference"])
-    say(f"{_outcome(merged)} {adapter} in {base}")
+    say(f"{_outcome(merged)} {adapter} into {base}")
     worst = report["rounding"]["worst"]
     noise = f"{report['rounding']['overall']:.1%} of the change"
     if worst is not None and worst["noise"] is not None:
