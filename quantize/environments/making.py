@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DIRECTORY_SETTING = "ADAPTERCTL_TOOLS"
 READY = "adapterctl-ready.json"
 _DIRECTORY = "adapterctl-tools"
+_BUILD_LOCK = "build.txt"
 # uv unpacks beside what it installs.
 _ROOM = 1.5
 
@@ -44,15 +45,21 @@ def ensure(name: str, watch: Watcher) -> Path:
     UsageError (unknown name, a directory that cannot be written), DiskFull, and ToolFailed when
     packages cannot be had, naming the log.
     """
-    row = environment_of(name)
-    torch = chosen_torch()
-    place = tools_directory() / f"{row.name}-{_key(row, torch)}"
+    locks = resources.files("quantize.environments") / "locks"
+    with resources.as_file(locks) as folder:
+        return ensured(environment_of(name), folder, tools_directory(), watch)
+
+
+def ensured(row: Environment, locks: Path, root: Path, watch: Watcher) -> Path:
+    """The same for a row, with its lock in the folder `locks`, in the directory `root`."""
+    torch = chosen_torch() if row.torch else None
+    place = root / f"{row.name}-{_key(row, locks, torch)}"
     # What is whole is used without a lock: it may lie on a disk that cannot be written.
     if is_whole(place):
         return place / "bin" / "python"
     with _locked(place, watch):
         if not is_whole(place):
-            _make(row, torch, place, watch)
+            _make(row, locks, torch, place, watch)
     return place / "bin" / "python"
 
 
@@ -74,15 +81,11 @@ def is_whole(place: Path) -> bool:
     return packages == ready["packages"] and os.access(python, os.X_OK)
 
 
-def lock_text(file: str) -> str:
-    """The content of a file of locks/."""
-    return (resources.files("quantize.environments") / "locks" / file).read_text()
-
-
-def _key(row: Environment, torch: Torch) -> str:
+def _key(row: Environment, locks: Path, torch: Torch | None) -> str:
     total = hashlib.sha256()
-    locks = [lock_text(f"{name}.txt") for name in (row.name, "build", "torch-cpu")]
-    for part in (*locks, torch.requirement, sys.version, sys.platform):
+    files = [f"{row.name}.txt", _BUILD_LOCK, *((torch.lock,) if torch and torch.lock else ())]
+    parts = [*(locks.joinpath(file).read_text() for file in files), sys.version, sys.platform]
+    for part in (*parts, *((torch.requirement,) if torch else ())):
         total.update(part.encode() + b"\0")
     return total.hexdigest()[:16]
 
@@ -107,7 +110,7 @@ def _locked(place: Path, watch: Watcher) -> Iterator[None]:
         yield
 
 
-def _make(row: Environment, torch: Torch, place: Path, watch: Watcher) -> None:
+def _make(row: Environment, locks: Path, torch: Torch | None, place: Path, watch: Watcher) -> None:
     needed = int(row.size * _ROOM)
     free = shutil.disk_usage(place.parent).free
     if free < needed:
@@ -124,7 +127,7 @@ def _make(row: Environment, torch: Torch, place: Path, watch: Watcher) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         with log_path.open("w+b") as log:
-            _fill(row, torch, part, log)
+            _fill(row, locks, torch, part, log)
         _finish(part, place, time.monotonic() - began)
     except OSError as fault:
         raise ToolFailed(
@@ -134,33 +137,26 @@ def _make(row: Environment, torch: Torch, place: Path, watch: Watcher) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _fill(row: Environment, torch: Torch, part: Path, log: IO[bytes]) -> None:
+def _fill(row: Environment, locks: Path, torch: Torch | None, part: Path, log: IO[bytes]) -> None:
     python = part / "bin" / "python"
-    locks = resources.files("quantize.environments") / "locks"
-    with resources.as_file(locks) as folder:
-        install = ["pip", "install", "--python", str(python)]
-        # Relocatable: it is renamed once it is complete.
-        _uv(
-            row,
-            log,
-            ["venv", "--relocatable", "--no-project", "--python", sys.executable, str(part)],
+    # Relocatable: it is renamed once it is complete.
+    _uv(row, log, "venv", "--relocatable", "--no-project", "--python", sys.executable, str(part))
+    install = ("pip", "install", "--python", str(python))
+    hashed = ("--no-deps", "--require-hashes", "--build-constraints", str(locks / _BUILD_LOCK))
+    _uv(row, log, *install, *hashed, "-r", str(locks / f"{row.name}.txt"))
+    if torch is not None:
+        _uv(row, log, *install, *torch.arguments(locks))
+    # The proof that it works; and what it compiles is there later on a disk that is read-only.
+    proof = "\n".join(f"import {module}" for module in row.modules)
+    if _run([str(python), "-I", "-c", proof], os.environ, log):
+        said = children.tail(log).splitlines()
+        raise ToolFailed(
+            f"the environment of {row.name} was made and does not work: "
+            f"{said[-1] if said else 'no reason was given'}; its log is {log.name}"
         )
-        _uv(
-            row,
-            log,
-            [
-                *install,
-                *("--no-deps", "--require-hashes", "-r", str(folder / f"{row.name}.txt")),
-                *("--build-constraints", str(folder / "build.txt")),
-            ],
-        )
-        _uv(row, log, [*install, *torch.arguments(folder)])
-    found = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
-    if subprocess.run([python, "-I", "-c", found, *row.modules], check=False).returncode:
-        raise ToolFailed(f"the environment of {row.name} lacks one of {', '.join(row.modules)}")
 
 
-def _uv(row: Environment, log: IO[bytes], arguments: list[str]) -> None:
+def _uv(row: Environment, log: IO[bytes], *arguments: str) -> None:
     from uv import find_uv_bin
 
     environment = dict(os.environ)
@@ -168,21 +164,23 @@ def _uv(row: Environment, log: IO[bytes], arguments: list[str]) -> None:
         environment.setdefault("UV_FIND_LINKS", environment["PIP_FIND_LINKS"])
     # Not ours: it would be the target in place of the one that is named.
     environment.pop("VIRTUAL_ENV", None)
-    command = [find_uv_bin(), "--no-progress", *arguments]
-    log.write(f"$ uv {' '.join(arguments)}\n".encode())
+    if _run([find_uv_bin(), "--no-progress", *arguments], environment, log):
+        raise ToolFailed(
+            f"cannot make the environment of {row.name}: {_complaint(children.tail(log))}; uv's "
+            f"log is {log.name}"
+        )
+
+
+def _run(command: list[str], environment: Mapping[str, str], log: IO[bytes]) -> int:
+    log.write(f"$ {' '.join(command)}\n".encode())
     log.flush()
     child = children.start(
         command, environment=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
     )
     try:
-        code = child.wait()
+        return child.wait()
     finally:
         children.stop(child)
-    if code:
-        raise ToolFailed(
-            f"cannot make the environment of {row.name}: {_complaint(children.tail(log))}; uv's "
-            f"log is {log.name}"
-        )
 
 
 def _complaint(said: str) -> str:

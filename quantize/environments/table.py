@@ -17,12 +17,23 @@ class Environment:
 
     name: str
     size: int
-    # What has to be importable in it for it to be of use: found, not imported.
+    # What has to be importable in it for it to be of use.
     modules: tuple[str, ...]
+    # Locks leave torch out: it comes from an index of its own (torch_choice.py).
+    torch: bool = True
 
 
 ENVIRONMENTS: tuple[Environment, ...] = (
-    Environment("gptqmodel", size=1_250_000_000, modules=("torch", "gptqmodel")),
+    Environment("gptqmodel", size=1_250_000_000, modules=("gptqmodel",)),
+    Environment("llmcompressor", size=1_250_000_000, modules=("llmcompressor.modifiers.gptq",)),
+    Environment("autoround", size=1_250_000_000, modules=("auto_round",)),
+    # Its models are a server's.
+    Environment(
+        "lm-eval",
+        size=700_000_000,
+        modules=("lm_eval.evaluator", "lm_eval.models.openai_completions", "transformers"),
+        torch=False,
+    ),
 )
 
 

@@ -10,45 +10,42 @@ from importlib import metadata
 from pathlib import Path
 
 TORCH_SETTING = "ADAPTERCTL_TOOLS_TORCH"
-_CPU_LOCK = "torch-cpu"
+_CPU_LOCK = "torch-cpu.txt"
+_CPU_PIN = "torch-cpu.in"
 
 
 @dataclass(frozen=True, slots=True)
 class Torch:
-    """A requirement; `locked` where its hash is in locks/torch-cpu.txt."""
+    """A requirement, or the file of locks/ that names it."""
 
     requirement: str
-    cpu: bool
-    locked: bool
+    lock: str | None = None
 
     def arguments(self, locks: Path) -> list[str]:
         """What `uv pip install` is given for it."""
-        if not self.cpu:
-            # With its CUDA libraries, which no lock of ours names.
+        if self.lock is None:
+            # A GPU build, with its CUDA libraries, which no lock of ours names.
             return [self.requirement]
-        arguments = ["--no-deps"]
-        if not any(_local_wheels()):
-            # torch's CPU wheels are on PyTorch's own index only.
-            arguments.append("--torch-backend=cpu")
-        if self.locked:
-            return [*arguments, "--require-hashes", "-r", str(locks / f"{_CPU_LOCK}.txt")]
-        return [*arguments, "-r", str(locks / f"{_CPU_LOCK}.in")]
+        # torch's CPU wheels are on PyTorch's own index only.
+        index = [] if _local_wheels() else ["--torch-backend=cpu"]
+        hashes = ["--require-hashes"] if self.lock.endswith(".txt") else []
+        return ["--no-deps", *index, *hashes, "-r", str(locks / self.lock)]
 
 
 def chosen_torch() -> Torch:
     """What ADAPTERCTL_TOOLS_TORCH asks for, else the build that adapterctl itself runs on."""
     named = os.environ.get(TORCH_SETTING)
     if named:
-        return Torch(named, cpu=False, locked=False)
+        return Torch(named)
     try:
         own = metadata.version("torch")
     except metadata.PackageNotFoundError:
         own = "+cpu"
     if not own.endswith("+cpu"):
-        return Torch(f"torch=={own.partition('+')[0]}", cpu=False, locked=False)
+        return Torch(f"torch=={own.partition('+')[0]}")
     # The hash that is locked is this build's; elsewhere the version is pinned.
     locked = sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64"
-    return Torch(_CPU_LOCK, cpu=True, locked=locked)
+    return Torch("", _CPU_LOCK if locked else _CPU_PIN)
 
 
 def _local_wheels() -> list[Path]:

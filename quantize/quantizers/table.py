@@ -3,7 +3,7 @@
 The limits are those of vllm/model_executor: layers/quantization/auto_gptq.py (symmetric only,
 MARLIN_SUPPORTED_GROUP_SIZES), auto_awq.py (4 bits; without zero points the CPU kernel would read
 the values wrong), kernels/linear/mixed_precision/cpu.py (4 bits, inputs and outputs in multiples
-of 32).
+of 32); for int8, kernels/linear/scaled_mm: cpu.py takes any size, the CUDA kernel multiples of 16.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class Quantizer:
     # Does it look at texts?
     calibrated: bool
     method_note: str
+    # The checkpoint's where it is symmetric, if that is another.
+    symmetric_method: str | None = None
+    # Steps of learning, where rounding is learnt.
+    iterations: int | None = None
 
 
 QUANTIZERS: tuple[Quantizer, ...] = (
@@ -62,6 +66,36 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         multiple=32,
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
+    ),
+    Quantizer(
+        name="w8a8",
+        title="W8A8, int8",
+        environment="llmcompressor",
+        driver="llmcompressor_driver.py",
+        method="compressed-tensors",
+        bits=8,
+        # A scale for each output, and one for each token that comes in.
+        group_sizes=(-1,),
+        symmetric=(True,),
+        multiple=16,
+        calibrated=True,
+        method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
+    ),
+    Quantizer(
+        name="autoround",
+        title="AutoRound, 4 bits",
+        environment="autoround",
+        driver="autoround_driver.py",
+        method="awq",
+        bits=4,
+        group_sizes=(128, 64, 32),
+        symmetric=(False, True),
+        multiple=32,
+        calibrated=True,
+        method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
+        symmetric_method="gptq",
+        # The tool's own default is 200: four times as long for a little more.
+        iterations=50,
     ),
 )
 
