@@ -32,7 +32,16 @@ def _merge(context: JobContext, order: MergeOrder) -> Merged:
         return published
     check_out(out)
     began.touch()
-    return merge(context.catalog, order.reference, out, dtype=order.dtype, watch=context.watch)
+    return merge(
+        context.catalog,
+        order.reference,
+        out,
+        dtype=order.dtype,
+        base_weights=order.base_weights,
+        nf4_checkpoint=None if order.nf4_checkpoint is None else Path(order.nf4_checkpoint),
+        compare_base_weights=order.compare_base_weights,
+        watch=context.watch,
+    )
 
 
 def _published(out: Path, order: MergeOrder) -> Merged | None:

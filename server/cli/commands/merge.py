@@ -36,6 +36,23 @@ from server.cli.session import Session, pass_session
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="Of every floating-point tensor; by default each keeps the base's.",
 )
+@click.option(
+    "--base-weights",
+    type=click.Choice(["original", "dequantized"]),
+    default="original",
+    show_default=True,
+    help="What the adapter is added to; dequantized is what a QLoRA saw in training.",
+)
+@click.option(
+    "--nf4-checkpoint",
+    metavar="DIR",
+    help="The bitsandbytes checkpoint that was trained on.  [default: the base, rounded alike]",
+)
+@click.option(
+    "--compare-base-weights",
+    is_flag=True,
+    help="Merge into both, and report how far they are from each other.",
+)
 @click.option("--detach", is_flag=True, help="Order it and return; `adapterctl jobs` follows it.")
 @pass_session
 def merge(
@@ -44,6 +61,9 @@ def merge(
     requantize: Any,
     out: str | None,
     dtype: Any,
+    base_weights: Any,
+    nf4_checkpoint: str | None,
+    compare_base_weights: bool,
     detach: bool,
 ) -> None:
     """Merge the version REF into its base and write the model as a Hugging Face directory.
@@ -58,6 +78,9 @@ def merge(
         reference=reference,
         out=str(_directory(session, reference, out)),
         dtype=dtype,
+        base_weights=base_weights,
+        nf4_checkpoint=_checkpoint(session, nf4_checkpoint),
+        compare_base_weights=compare_base_weights,
         requantize=requantize,
     )
     job = run_order(session, order, detach=detach)
@@ -105,7 +128,32 @@ def _say(merged: dict[str, Any]) -> None:
             ("size", size(report["size"])),
             ("changed", f"{report['parameters_changed']} parameters{relative}"),
             ("rounding", noise),
+            *_base_weights(report["base_weights"]),
             ("took", f"{report['seconds']:.1f} s, {size(report['peak_rss'])} of memory at most"),
             *(("note", text) for text in report["notes"]),
         ]
     )
+
+
+def _checkpoint(session: Session, path: str | None) -> str | None:
+    if path is None or (session.remote and path.startswith("/")):
+        return path
+    if session.remote:
+        raise UsageError(
+            "with --server the checkpoint is read on the server's machine: give --nf4-checkpoint "
+            "a whole path there"
+        )
+    return str(Path(path).expanduser().absolute())
+
+
+def _base_weights(used: dict[str, Any]) -> list[tuple[str, str]]:
+    compared = used["compared"]
+    if used["weights"] == "original" and compared is None:
+        return []
+    said = used["weights"]
+    if said == "dequantized":
+        said += f" ({used['rounding']}, {used['parameters']} parameters)"
+    if compared is not None:
+        other = "dequantized" if used["weights"] == "original" else "original"
+        said += f"; a merge into the {other} ones differs by {compared['overall']:.2%}"
+    return [("base weights", said)]
