@@ -21,7 +21,14 @@ from quantize.merging.workspace import written
 from quantize.pipeline.ledger import Ledger
 from quantize.pipeline.measuring import Meter
 from quantize.pipeline.reporting import machine, now, qualities
-from quantize.pipeline.sides import Side, at_hand, check_comparable, side_of, size_of
+from quantize.pipeline.sides import (
+    Side,
+    at_hand,
+    check_comparable,
+    check_known,
+    side_of,
+    size_of,
+)
 from quantize.pipeline.texts import evaluation_texts
 from quantize.quality.gate import judge, suspicions
 from quantize.quality.measuring import Measurement
@@ -107,6 +114,8 @@ def _report(
     candidate, reference = sides
     # The one that is asked about says how questions are put: it is its behaviour that is compared.
     texts = evaluation_texts(candidate.model, order.evaluate, candidate.system_prompt)
+    all_texts = (texts.general, texts.task or (), texts.prompts)
+    check_known(all_texts, reference.model, reference.label)
     meter = Meter(
         texts,
         order.evaluate,

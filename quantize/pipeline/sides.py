@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,17 +92,23 @@ def at_hand(context: JobContext, side: Side) -> Path:
 
 
 def check_comparable(one: Path, other: Path) -> None:
-    """Raises UsageError unless both models have the same tokens: no figure compares others."""
-    sizes = [_vocabulary(_config(model)) for model in (one, other)]
-    if sizes[0] != sizes[1]:
-        raise UsageError(
-            f"the two models have vocabularies of {sizes[0]} and {sizes[1]} tokens: their "
-            "distributions cannot be compared"
-        )
+    """Raises UsageError unless both models cut a text into the same tokens: no figure compares
+    others. One of the two may know more tokens."""
     probes = [Text(text=probe) for probe in _PROBES]
     if token_ids(one, probes, 512) != token_ids(other, probes, 512):
         raise UsageError(
             "the two models have different tokenizers: their distributions cannot be compared"
+        )
+
+
+def check_known(texts: Iterable[Sequence[Sequence[int]]], model: Path, label: str) -> None:
+    """Raises UsageError for a token that the model `label` has no embedding for."""
+    size = _vocabulary(_config(model))
+    largest = max((max(row) for rows in texts for row in rows if row), default=0)
+    if size is not None and largest >= size:
+        raise UsageError(
+            f"the texts hold a token that {label} does not know (number {largest} of {size}): give "
+            "--eval texts without the other's added tokens"
         )
 
 
