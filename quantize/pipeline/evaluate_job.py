@@ -13,7 +13,6 @@ import adapters
 from adapters.errors import BaseError, UsageError
 from adapters.jobs.orders import EvaluateOrder
 from adapters.models import Frozen, Origin, TextQuality
-from adapters.store.durable import store_io
 from adapters.store.job_files import LOG_NAME
 from quantize.formats.comparing import LayerError
 from quantize.jobs.context import JobContext, Rejected
@@ -81,10 +80,9 @@ def run_evaluate(context: JobContext, order: EvaluateOrder) -> EvaluateResult:
     _check_tasks(order)
     candidate = side_of(context, order.reference, context.work / "candidate")
     reference = side_of(context, order.against, context.work / "against")
-    with store_io(context.catalog.layout.root):
-        ledger = Ledger(context.work, _key(order, candidate, reference))
-        begun = ledger.read("begun", _Begun) or _Begun(at=now())
-        ledger.note("begun", begun)
+    ledger = Ledger(context.work, _key(order, candidate, reference))
+    begun = ledger.read("begun", _Begun) or _Begun(at=now())
+    ledger.note("begun", begun)
     models = at_hand(context, candidate), at_hand(context, reference)
     check_comparable(*models)
     # Before hours of measuring: a server that is not there is told at once.

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from adapters.store.durable import fsync_directory, write_durably
+from adapters.store.durable import fsync_directory, store_io, write_durably
 
 _KEY = "key"
 _FOLDER = "stages"
@@ -26,21 +26,22 @@ class Ledger:
     """The notes in `work`/stages. `key` names all that the results depend on.
 
     Notes of another key are thrown away with everything else in `work` but for `keep`, which was
-    made anew already. Raises OSError.
+    made anew already. Raises StoreError for what the file system refuses.
     """
 
     def __init__(self, work: Path, key: str, *, keep: Collection[str] = ()) -> None:
         self._folder = work / _FOLDER
         wanted = hashlib.sha256(key.encode()).hexdigest()
-        try:
-            known = (self._folder / _KEY).read_text()
-        except FileNotFoundError:
-            known = None
-        if known != wanted:
-            _empty(work, keep)
-            self._folder.mkdir(parents=True)
-            write_durably(self._folder / _KEY, wanted.encode())
-            fsync_directory(work)
+        with store_io(work):
+            try:
+                known = (self._folder / _KEY).read_text()
+            except FileNotFoundError:
+                known = None
+            if known != wanted:
+                _empty(work, keep)
+                self._folder.mkdir(parents=True)
+                write_durably(self._folder / _KEY, wanted.encode())
+                fsync_directory(work)
 
     def read(self, stage: str, kind: type[Document]) -> Document | None:
         """What was noted of a finished stage; None if it is to be done."""
@@ -51,7 +52,8 @@ class Ledger:
 
     def note(self, stage: str, document: BaseModel) -> None:
         """The stage is finished: what it made is on the disk already."""
-        write_durably(self._path(stage), document.model_dump_json().encode())
+        with store_io(self._folder):
+            write_durably(self._path(stage), document.model_dump_json().encode())
 
     def _path(self, stage: str) -> Path:
         return self._folder / f"{stage}.json"

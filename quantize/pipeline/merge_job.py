@@ -8,7 +8,6 @@ import torch
 
 from adapters.jobs.orders import MergeOrder
 from adapters.models import Frozen
-from adapters.store.durable import store_io
 from quantize.jobs.context import JobContext, Rejected
 from quantize.pipeline.building import Made, made, prepare_tools
 from quantize.pipeline.checking import SIDE, check_published, checked, key_of
@@ -22,7 +21,7 @@ from quantize.pipeline.workshop import Workshop, place_for
 
 
 class _Begun(Frozen):
-    """Noted once the output was seen to be free: what lies there later is this job's."""
+    """The date of the report, whenever the job ends."""
 
     at: datetime
 
@@ -39,23 +38,18 @@ def run_merge(context: JobContext, order: MergeOrder) -> MergeResult:
     torch.set_num_threads(1)
     context.watch.step(f"checking {order.reference} and its base")
     plan = checked(context, order)
-    with store_io(context.catalog.layout.root):
-        ledger = Ledger(context.work, key_of(plan), keep={SIDE})
-        begun = ledger.read("begun", _Begun)
-    if begun is None:
-        check_published(plan)
-        begun = _Begun(at=now())
+    ledger = Ledger(context.work, key_of(plan), keep={SIDE})
+    check_published(plan)
     shop = Workshop(context, plan, ledger, place_for(context, plan.out))
     check_room(shop)
-    with store_io(context.catalog.layout.root):
-        ledger.note("begun", begun)
+    begun = ledger.read("begun", _Begun) or _Begun(at=now())
+    ledger.note("begun", begun)
     verdict = ledger.read("judged", Judged)
     if verdict is None:
         prepare_tools(shop)
         weights: Made = made(shop)
         verdict = judged(shop, weights, begun.at)
-        with store_io(context.catalog.layout.root):
-            ledger.note("judged", verdict)
+        ledger.note("judged", verdict)
     if verdict.refusal is not None:
         raise Rejected(verdict.refusal, keep_rejected(shop, verdict.result, verdict.report))
     done = publish(shop, verdict.result, verdict.report)

@@ -27,6 +27,8 @@ _WHY = "it is a merged model, not an adapter: an engine of its own serves it"
 # Beside the work directory, which goes when the job has succeeded: whoever is killed from then on
 # until the registry knows finds the answer here.
 _ANSWER = "answer.json"
+# As write_report names them.
+_QUALITY = ("report.json", "report.html")
 
 
 def published(context: JobContext, order: MergeOrder) -> MergeResult | None:
@@ -50,6 +52,8 @@ def publish(shop: Workshop, result: MergeResult, report: QualityReport | None) -
     """
     plan = shop.plan
     shop.watch.step("publishing")
+    with written(plan.out or shop.model):
+        _without_reports(shop.model)
     if plan.name is not None:
         result = _registered(shop, plan.name, result, report)
     if plan.out is not None:
@@ -132,6 +136,12 @@ def _write_reports(folder: Path, result: MergeResult, report: QualityReport | No
     (folder / REPORT).write_text(result.model_dump_json(indent=2) + "\n")
     if report is not None:
         write_report(report, folder)
+
+
+def _without_reports(folder: Path) -> None:
+    """What a run that was killed just before the rename has written is no part of the model."""
+    for name in (REPORT, *_QUALITY, *(f".{name}.part" for name in _QUALITY)):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _report_files(

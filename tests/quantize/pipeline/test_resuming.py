@@ -102,6 +102,20 @@ def test_another_base_or_tool_since_starts_anew(
     assert "merging" in steps
 
 
+def test_killed_between_registering_and_the_rename(
+    works: Works, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reports lie beside the model already, and are no part of the version all the same."""
+    order = MergeOrder(reference="bot", out=str(works.root / "out"), name="big")
+    with monkeypatch.context() as patch:
+        patch.setattr("quantize.pipeline.publishing._move", _broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            works.merge("one", order)
+    made = works.merge("one", order)
+    assert (made.version, made.path) == ("v1", order.out)
+    assert works.catalog.adapter("big").versions.keys() == {1}
+
+
 def _broken_off(*_: object) -> None:
     raise KeyboardInterrupt
 
