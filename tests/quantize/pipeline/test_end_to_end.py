@@ -30,6 +30,7 @@ from tests.quantize.forks import Forked, Forks
 from tests.quantize.pipeline.conftest import Works
 from tests.quantize.pipeline.test_merge_job import names
 from tests.quantize.tiny import VOCABULARY
+from tests.server.cli.command_line import CommandLine
 
 _TIMEOUT_S = 300
 
@@ -95,6 +96,9 @@ def test_gptq_killed_while_it_quantizes(works: Works, forked: Forked, tmp_path: 
     record = works.catalog.version_manifest("bot-gptq").merged
     assert record is not None
     _check_record(record)
+    shown = CommandLine(("--store", str(works.catalog.layout.root)))("show", "bot-gptq").out
+    for part in ("gptq, 4 bits, group 64, symmetric", "on task", "same token", "gptqmodel 7."):
+        assert part in shown
     folder = Path(done.result["quality_report"])
     assert names(folder) == {"merge_report.json", "report.json", "report.html"}
     report = QualityReport.model_validate_json((folder / "report.json").read_text())
