@@ -95,7 +95,9 @@ def run_evaluate(context: JobContext, order: EvaluateOrder) -> EvaluateResult:
         }
     )
     report = report.model_copy(update={"gates": judge(report, order.evaluate)})
+    context.watch.step("writing the report")
     result = _written(context, order, report)
+    context.watch.progress(1, 1)
     refused = next((gate for gate in report.gates if not gate.passed), None)
     if refused is not None:
         raise Rejected(refused.sentence, result)

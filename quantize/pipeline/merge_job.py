@@ -54,4 +54,5 @@ def run_merge(context: JobContext, order: MergeOrder) -> MergeResult:
         raise Rejected(verdict.refusal, keep_rejected(shop, verdict.result, verdict.report))
     done = publish(shop, verdict.result, verdict.report)
     clear(shop)
+    context.watch.progress(1, 1)
     return done
