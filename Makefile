@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8000
 STORE ?= .store
+# How many processes run the tests; 0 is this one alone.
+TEST_PROCESSES ?= 2
 # cpu or gpu: which lock the environment is made from.
 ENGINE ?= cpu
 
@@ -65,7 +67,7 @@ serve: demo ## A server that answers as three fine-tunes of one base (PORT=8000,
 .PHONY: test
 test: $(READY) ## Every test, on the real engine and the real base
 	@$(BIN)/python -m demo.base
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
 
 .PHONY: check
 check: $(READY) ## Format, lint, types, layers

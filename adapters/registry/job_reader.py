@@ -70,6 +70,6 @@ def _record(row: tuple[str | int | None, ...], layout: StoreLayout) -> JobRecord
         )
     except (ValidationError, ValueError):
         raise StoreDamaged(
-            f"the registry's entry of job '{job_id}' cannot be read: a newer adapterctl may have "
-            f"made it; upgrade, or remove it with `adapterctl jobs rm {job_id}`"
+            f"the registry's entry of job '{job_id}' cannot be read: it is damaged, or a newer "
+            "adapterctl made it; upgrade, or put back a copy of registry.db (see docs/store.md)"
         ) from None

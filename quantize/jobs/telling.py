@@ -74,25 +74,31 @@ class Teller:
             while not self._over.is_set():
                 self._wake.wait(_INTERVAL_S)
                 self._wake.clear()
-                # Busy or full: it is only progress, and the next look may do better.
-                with suppress(StoreError), registry_errors(self._layout.root):
-                    self._tell(connection)
-                    if stop_at is None and cancel_asked(connection, self._id):
-                        stop_at = time.monotonic() + _GRACE_S
-                        os.kill(os.getpid(), signal.SIGINT)
-                if stop_at is not None and time.monotonic() > stop_at:
+                self._tell(connection)
+                if stop_at is None and self._unwanted(connection):
+                    stop_at = time.monotonic() + _GRACE_S
+                    os.kill(os.getpid(), signal.SIGINT)
+                elif stop_at is not None and time.monotonic() > stop_at:
                     self._give_up()
+            self._tell(connection)
+
+    def _unwanted(self, connection: sqlite3.Connection) -> bool:
+        with suppress(StoreError), registry_errors(self._layout.root):
+            return not self._over.is_set() and cancel_asked(connection, self._id)
+        return False
 
     def _tell(self, connection: sqlite3.Connection) -> None:
         now = (self._step, self._progress)
         if now == self._told:
             return
         step, (done, total) = now
-        connection.execute(
-            "UPDATE jobs SET step = ?, done = ?, total = ? WHERE id = ?",
-            (step, done, total, self._id),
-        )
-        self._told = now
+        # Busy or full: it is only progress, and the next time may do better.
+        with suppress(StoreError), registry_errors(self._layout.root):
+            connection.execute(
+                "UPDATE jobs SET step = ?, done = ?, total = ? WHERE id = ?",
+                (step, done, total, self._id),
+            )
+            self._told = now
 
 
 def _connect(layout: StoreLayout) -> sqlite3.Connection:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import adapters.jobs.launching
 from adapters.catalog import Catalog
+from adapters.jobs.models import JobError, JobState
+from adapters.store.layout import StoreLayout
+from tests.adapters.jobs_at_hand import living_job, order
+from tests.quantize.forks import Forked
 from tests.server.cli.command_line import CommandLine, clean_environment
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
@@ -31,11 +37,13 @@ def store(tiny: TinyArtifacts, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def cli(store: Path) -> CommandLine:
+def cli(store: Path, forked: Forked) -> CommandLine:
     return CommandLine(("--store", str(store)))
 
 
-def test_its_answer(cli: CommandLine, tiny: TinyArtifacts, tmp_path: Path) -> None:
+def test_its_answer(store: Path, tiny: TinyArtifacts, tmp_path: Path) -> None:
+    """With a process as everybody gets it."""
+    cli = CommandLine(("--store", str(store)))
     out = tmp_path / "out"
     merged = cli.ok("merge", "norm", "--requantize", "none", "--out", str(out))
     assert (merged["name"], merged["version"], merged["path"]) == ("norm", "v1", str(out))
@@ -107,70 +115,142 @@ def test_what_only_the_job_can_tell(cli: CommandLine, tmp_path: Path) -> None:
     assert error["message"] in cli("jobs", "logs", job["id"]).out
 
 
-Following = tuple[subprocess.Popen[str], str]
+def test_a_dead_process_is_said_and_the_same_command_goes_on(
+    cli: CommandLine, forked: Forked, tmp_path: Path
+) -> None:
+    """Killed as it begins; its number of processes tells that it is the same job."""
+    forked.kill_next()
+    order = ("merge", "bot", "--out", str(tmp_path / "out"))
+    code, error = cli.refused(*order)
+    job = cli.ok("jobs")[-1]
+    assert (code, job["state"], job["starts"]) == (1, "interrupted", 1)
+    assert f"the process of job {job['id']} died" in error["message"]
+    assert list(tmp_path.iterdir()) == []
+    assert cli.ok(*order)["path"] == str(tmp_path / "out")
+    again = cli.ok("jobs")[-1]
+    assert (again["id"], again["state"], again["starts"]) == (job["id"], "succeeded", 2)
+
+
+def test_beyond_a_gate_the_figure_is_said(
+    cli: CommandLine, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures come as ever, the sentence on stderr, and the exit code is 1."""
+    done = cli.ok("merge", "norm", "--out", str(tmp_path / "done"))
+
+    def launch(layout: StoreLayout, job_id: str, lock: int, *, at_once: int | None = None) -> None:
+        with Catalog.open(layout.root) as catalog:
+            error = JobError(code="rejected", message="KL 0.3 is above --max-kl 0.1")
+            catalog.finish_job(job_id, JobState.REJECTED, result=done, error=error)
+
+    monkeypatch.setattr(adapters.jobs.launching, "launch", launch)
+    answer = cli("merge", "norm", "--out", str(tmp_path / "rejected"), "--json")
+    assert (answer.code, answer.json) == (1, done)
+    assert answer.err.splitlines()[0] == "adapterctl: KL 0.3 is above --max-kl 0.1"
 
 
 @pytest.fixture
-def following(store: Path, cli: CommandLine, tmp_path: Path) -> Iterator[Following]:
-    """A command line that follows a merge, and the id of its job."""
-    known = {job["id"] for job in cli.ok("jobs")}
-    command = [sys.executable, "-m", "server.cli.main", "--store", str(store)]
-    parent = subprocess.Popen(
-        [*command, "merge", "bot", "--out", str(tmp_path / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+def waiting(store: Path) -> Iterator[None]:
+    """A job that runs, so that every other waits: none of these imports torch."""
+    with (
+        Catalog.open(store) as catalog,
+        living_job(catalog, order("blocking", "bot:v1")) as job,
+    ):
+        assert catalog.claim_turn(job.id, 1)
+        yield
+        catalog.finish_job(job.id, JobState.FAILED)
+
+
+def merging(store: Path, out: Path, **how: Any) -> subprocess.Popen[str]:
+    """A command line of its own that follows a merge."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "server.cli.main", "--store", str(store)),
+            *("merge", "bot", "--out", str(out)),
+        ],
         text=True,
         env=clean_environment(),
+        **how,
     )
-    until(lambda: len(cli.ok("jobs")) > len(known))
-    (job_id,) = {job["id"] for job in cli.ok("jobs")} - known
-    yield parent, job_id
-    if parent.poll() is None:
-        parent.kill()
-    parent.communicate()
 
 
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_ctrl_c_without_a_terminal_cancels(
-    following: Following, cli: CommandLine, tmp_path: Path
-) -> None:
-    parent, job_id = following
-    # Before the first step is shown the signal may hit the command line's own start.
+@pytest.mark.usefixtures("waiting")
+def test_ctrl_c_without_a_terminal_cancels(store: Path, cli: CommandLine, tmp_path: Path) -> None:
+    parent = merging(store, tmp_path / "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert parent.stderr is not None
-    assert parent.stderr.readline()
+    assert parent.stderr.readline().endswith("waits for its turn\n")
+    assert cli.ok("jobs")[-1]["state"] == "queued"
     parent.send_signal(signal.SIGINT)
     _, complaint = parent.communicate(timeout=120)
     assert parent.returncode == 130
     assert complaint.splitlines()[-1].startswith("adapterctl: interrupted: nothing is half done")
     assert "Traceback" not in complaint
-    assert cli.ok("jobs", "show", job_id)["state"] == "cancelled"
+    assert cli.ok("jobs")[-1]["state"] == "cancelled"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_job_outlives_its_command_line_and_a_dead_one_goes_on(
-    following: Following, cli: CommandLine, store: Path, tmp_path: Path
+@pytest.mark.usefixtures("waiting")
+def test_killing_the_command_line_leaves_the_job(
+    store: Path, cli: CommandLine, tmp_path: Path
 ) -> None:
-    """kill -9 of the command line, then of the job; the same command again is the same job."""
-    parent, job_id = following
+    parent = merging(store, tmp_path / "out", stderr=subprocess.PIPE)
+    assert parent.stderr is not None
+    assert parent.stderr.readline().endswith("waits for its turn\n")
     parent.kill()
-    until(lambda: cli.ok("jobs", "show", job_id)["state"] == "running")
-    (process,) = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"] and process.info["cmdline"][-3:-1] == [str(store), job_id]
-    ]
-    process.kill()
-    until(lambda: cli.ok("jobs", "show", job_id)["state"] == "interrupted")
-    assert not (tmp_path / "out").exists()
-    code, error = cli.refused("jobs", "cancel", "nothing")
-    assert (code, error["code"]) == (1, "not_found")
-    merged = cli.ok("merge", "bot", "--out", str(tmp_path / "out"))
-    assert merged["path"] == str(tmp_path / "out")
+    parent.communicate(timeout=60)
     job = cli.ok("jobs")[-1]
-    assert (job["id"], job["state"], job["starts"]) == (job_id, "succeeded", 2)
+    assert job["state"] == "queued"
+    assert cli.ok("jobs", "cancel", job["id"])["id"] == job["id"]
+    assert "waits for its turn" not in cli("jobs", "logs", job["id"], "--follow").out
+    assert cli.ok("jobs", "show", job["id"])["state"] == "cancelled"
+
+
+class Terminal:
+    """A command line on a terminal of its own: what it shows, and keys pressed."""
+
+    def __init__(self, store: Path, out: Path) -> None:
+        self._master, terminal = pty.openpty()
+        self.process = merging(
+            store, out, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+        )
+        os.close(terminal)
+        self._shown = ""
+
+    def until(self, text: str) -> None:
+        while text not in self._shown:
+            self._shown += os.read(self._master, 4096).decode()
+        self._shown = self._shown.partition(text)[2]
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def close(self) -> int:
+        code = self.process.wait(60)
+        os.close(self._master)
+        return code
+
+
+@pytest.mark.usefixtures("waiting")
+def test_ctrl_c_on_a_terminal_asks(store: Path, cli: CommandLine, tmp_path: Path) -> None:
+    terminal = Terminal(store, tmp_path / "out")
+    terminal.until("waits for its turn")
+    job = cli.ok("jobs")[-1]
+    for answer, then in (("f\n", "waits for its turn"), ("d\n", f"Job {job['id']} goes on")):
+        terminal.interrupt()
+        terminal.until("[d]etach (it goes on), [c]ancel, or [f]ollow")
+        terminal.press(answer)
+        terminal.until(then)
+    assert terminal.close() == 0
+    assert cli.ok("jobs", "show", job["id"])["state"] == "queued"
+    # The same command joins the job; a second Ctrl-C needs no answer.
+    terminal = Terminal(store, tmp_path / "out")
+    terminal.until("waits for its turn")
+    terminal.interrupt()
+    terminal.until("[c]ancel")
+    terminal.interrupt()
+    terminal.until("interrupted: nothing is half done")
+    assert terminal.close() == 130
+    (same,) = [found for found in cli.ok("jobs") if found["id"] == job["id"]]
+    assert (same["state"], same["starts"]) == ("cancelled", 1)
