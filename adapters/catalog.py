@@ -315,7 +315,7 @@ class Catalog(BaseCatalog, JobCatalog):
         from adapters.registry.upkeep import trim_changes
         from adapters.store.gc import collect
 
-        report = collect(self.layout, self._listed, dry_run=dry_run)
+        report = collect(self.layout, self._listed, self._job_ids, dry_run=dry_run)
         if not dry_run:
             with self._writer().transaction() as connection:
                 trim_changes(connection, keep=_CHANGES_KEPT)

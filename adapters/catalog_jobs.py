@@ -19,6 +19,7 @@ from adapters.registry import job_reader, reader
 from adapters.store.durable import store_io
 from adapters.store.job_files import job_lives, read_log, take_job_lock
 from adapters.store.layout import StoreLayout
+from adapters.store.locks import store_lock
 
 if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
@@ -109,7 +110,8 @@ class JobCatalog:
                     time.sleep(0.05)
                     continue
             job_id = new_job_id()
-            with self._locked(job_id) as lock:
+            # Shared with those who add: gc must not see a directory before its row.
+            with store_lock(self.layout, shared=True), self._locked(job_id) as lock:
                 if lock is None:
                     continue
                 with self._writer().transaction() as connection:
@@ -223,6 +225,11 @@ class JobCatalog:
     def _stored_jobs(self, prefix: str) -> list[JobRecord]:
         with reader.reading(self.layout.root) as connection:
             return job_reader.load_jobs(connection, self.layout, prefix=prefix)
+
+    def _job_ids(self) -> list[str]:
+        """Of every job, whatever can or cannot be read of it."""
+        with reader.reading(self.layout.root) as connection:
+            return job_reader.load_ids(connection)
 
     @contextmanager
     def _locked(self, job_id: str) -> Iterator[int | None]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from adapters.errors import StoreDamaged
-from adapters.jobs.models import JobRecord, JobState
+from adapters.jobs.models import JobRecord
 from adapters.store.job_files import LOG_NAME, job_lives
 from adapters.store.layout import StoreLayout
 
@@ -31,12 +31,9 @@ def load_jobs(
     return [_record(row, layout) for row in rows]
 
 
-def load_queue(connection: sqlite3.Connection) -> list[tuple[str, JobState]]:
-    """(id, state) of every job that is stored as queued or running, in the order of their turns."""
-    rows = connection.execute(
-        "SELECT id, state FROM jobs WHERE state IN ('queued', 'running') ORDER BY turn"
-    )
-    return [(str(job_id), JobState(state)) for job_id, state in rows]
+def load_ids(connection: sqlite3.Connection) -> list[str]:
+    """The id of every job."""
+    return [str(row[0]) for row in connection.execute("SELECT id FROM jobs")]
 
 
 def cancel_asked(connection: sqlite3.Connection, job_id: str) -> bool:

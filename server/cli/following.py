@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ import click
 from adapters.errors import AdapterctlError, Conflict, error_classes
 from adapters.jobs.models import JobRecord, JobState
 from adapters.jobs.orders import Order
+from adapters.registry.heavy_import import interrupt_deferred
 from server.cli.backend import Backend
 from server.cli.output import Progress, emit_json, note, one_line, progress, say
 from server.cli.session import Session
@@ -27,8 +29,20 @@ def run_order(session: Session, order: Order, *, detach: bool) -> JobRecord | No
     returned: what the gate says goes to stderr, and the exit code is 1.
     """
     backend = session.backend()
-    job = backend.submit_job(order)
-    ended = None if detach else _follow(backend, job, json_mode=session.json)
+    job: JobRecord | None = None
+    interrupted = False
+    try:
+        # Ctrl-C between the start of the job and knowing its id would leave it to itself.
+        with nullcontext() if session.remote else interrupt_deferred():
+            job = backend.submit_job(order)
+    except KeyboardInterrupt:
+        if job is None:
+            raise
+        interrupted = True
+    if detach:
+        ended = None
+    else:
+        ended = _follow(backend, job, interrupted=interrupted, json_mode=session.json)
     if ended is None:
         if session.json:
             emit_json(job_document(backend.job(job.id)))
@@ -49,13 +63,18 @@ def job_document(job: JobRecord) -> dict[str, Any]:
     return {**document, "progress": counted}
 
 
-def _follow(backend: Backend, job: JobRecord, *, json_mode: bool) -> JobRecord | None:
+def _follow(
+    backend: Backend, job: JobRecord, *, interrupted: bool, json_mode: bool
+) -> JobRecord | None:
     """Shows the progress of a job until it has ended; None if the user detached.
 
     Ctrl-C on a terminal asks what to do; elsewhere, and the second time, it cancels the job.
     """
     while True:
         try:
+            if interrupted:
+                interrupted = False
+                raise KeyboardInterrupt
             with progress(json_mode=json_mode) as shown:
                 return _shown_to_the_end(backend, job, shown)
         except KeyboardInterrupt:

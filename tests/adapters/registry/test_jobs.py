@@ -93,6 +93,21 @@ def test_a_dead_process_is_told_by_its_lock(catalog: Catalog) -> None:
         catalog.cancel_job(job.id)
 
 
+def test_gc_leaves_every_job_alone_and_removes_what_no_job_is(catalog: Catalog) -> None:
+    resumable = dead_job(catalog, order("1"))
+    (catalog.layout.job(resumable.id) / "work" / "shard").touch()
+    nobodys = catalog.layout.job("0" * 8)
+    (nobodys / "work").mkdir(parents=True)
+    with living_job(catalog, order("2")) as job:
+        assert catalog.gc(dry_run=True).staging == (nobodys.name,)
+        assert nobodys.is_dir()
+        assert catalog.gc().staging == (nobodys.name,)
+        assert not nobodys.exists()
+        assert (catalog.layout.job(resumable.id) / "work" / "shard").exists()
+        assert catalog.job(job.id).state is JobState.QUEUED
+    assert list(catalog.layout.staging.iterdir()) == []
+
+
 def test_the_queue(catalog: Catalog) -> None:
     """First come, first served among the living; the dead hold nobody up."""
     with ExitStack() as living:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog import Catalog
+from adapters.jobs.models import JobState
+from server.cli import following
 from tests.adapters.jobs_at_hand import dead_job, living_job, order
 from tests.quantize.forks import Forked
 from tests.server.cli.command_line import CommandLine, admin_server
@@ -102,6 +105,35 @@ def test_detached(place: Place, forked: Forked, tmp_path: Path) -> None:
     assert place.cli.ok("jobs", "rm", job["id"]) == {"removed": job["id"]}
     assert place.cli.refused("jobs", "show", job["id"])[1]["code"] == "not_found"
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_ctrl_c_in_the_middle_of_an_answer(
+    place: Place, forked: Forked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is of no use any more, and the server must hear of it all the same."""
+    read, answers = http.client.HTTPResponse.read, 0
+
+    def interrupted(response: http.client.HTTPResponse, *size: int) -> bytes:
+        nonlocal answers
+        answers += 1
+        if answers == 3:
+            raise KeyboardInterrupt
+        return read(response, *size)
+
+    with living_job(place.catalog, order()) as blocker:
+        assert place.catalog.claim_turn(blocker.id, 1)
+        if place.actor is None:
+            monkeypatch.setattr(following, "_others", interrupt)
+        else:
+            monkeypatch.setattr(http.client.HTTPResponse, "read", interrupted)
+        answer = place.cli("merge", "bot", "--out", str(tmp_path / "out"))
+        assert answer.code == 130
+        assert "adapterctl: interrupted: nothing is half done" in answer.err
+        assert place.catalog.jobs()[-1].state is JobState.CANCELLED
+
+
+def interrupt(*_: object) -> bool:
+    raise KeyboardInterrupt
 
 
 def test_an_interrupted_one_is_shown_as_such(place: Place) -> None:
