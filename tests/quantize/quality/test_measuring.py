@@ -121,7 +121,7 @@ def test_costs_are_measured(pair: Pair) -> None:
         assert all(speed.tokens_per_second > 0 for speed in measured.speeds)
         assert 0 < measured.load_seconds < measured.startup_seconds < measured.seconds
         assert 1e8 < measured.peak_rss < 4e9
-        assert measured.kv_cache_bytes > 0
+        assert measured.kv_cache_bytes > 0 and measured.model_bytes > 0
         assert measured.dtype == "float32" and measured.quantization is None
         assert measured.tools["vllm"]
     texts = sum(len(texts) for texts in pair.sets.values()) + len(pair.prompts)
