@@ -20,7 +20,10 @@ def _lines(path: Path) -> list[dict[str, object]]:
 
 def _words(line: dict[str, object]) -> list[str]:
     messages = line.get("messages")
-    parts = [m["content"] for m in messages] if isinstance(messages, list) else [line["text"]]
+    if isinstance(messages, list):
+        parts = [message["content"] for message in messages]
+    else:
+        parts = [line.get("text") or line["question"]]
     return re.findall(r"\w+", " ".join(map(str, parts)).lower())
 
 
@@ -66,7 +69,10 @@ def test_no_eight_words_are_in_two_sets() -> None:
     calibration = _grams(CALIBRATION)
     assert len(_lines(GENERAL)) >= 24
     assert not _grams(GENERAL) & calibration
-    assert not _grams(QUESTIONS) & (calibration | _grams(GENERAL))
+    general, questions = _grams(GENERAL), _grams(QUESTIONS)
+    assert not questions & (calibration | general)
+    for name in ("generation.jsonl", "choice.jsonl"):
+        assert not _grams(REGRESSION / name) & (calibration | general | questions)
 
 
 def test_questions_are_single_questions() -> None:
