@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from quantize.quality.data import CALIBRATION, GENERAL, QUESTIONS, REGRESSION
+from quantize.quality.data.regression import matching
 from quantize.quality.regression import regression_items, score
+from quantize.quality.task_files import read_task
 
 _GRAM = 8
 
@@ -93,8 +95,8 @@ def test_the_regression_set_accepts_its_own_answers_and_no_empty_ones() -> None:
 
 def test_the_harness_tasks_name_what_is_there() -> None:
     for name in ("generation", "choice"):
-        task = (REGRESSION / f"{name}.yaml").read_text(encoding="utf-8")
-        functions = re.findall(r"!function matching\.(\w+)", task)
+        task = read_task(REGRESSION / f"{name}.yaml")
+        assert (task.name, task.generates) == (f"adapterctl_{name}", name == "generation")
+        functions = re.findall(r"!function matching\.(\w+)", task.path.read_text(encoding="utf-8"))
         assert f"{name}_set" in functions
-        code = (REGRESSION / "matching.py").read_text(encoding="utf-8")
-        assert all(f"def {function}(" in code for function in functions)
+        assert all(callable(getattr(matching, function)) for function in functions)
