@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 WIDTH = 760.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 14.0, 48.0
+# Of a broken model a figure can be anything; beyond this it is drawn at the edge.
+_LARGEST = 1e300
+LEFT, RIGHT, TOP, BOTTOM = 80.0, 16.0, 14.0, 48.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Axis:
 
 def linear(low: float, high: float, start: float, end: float, label: str) -> Axis:
     """An axis between the round numbers that enclose `low` and `high`."""
+    low, high = max(low, -_LARGEST), min(high, _LARGEST)
     step = _step(high - low)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)

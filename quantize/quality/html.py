@@ -121,14 +121,11 @@ def _histograms(report: QualityReport) -> list[tuple[str, plots.Chart | None]]:
     found = []
     for name in _set_names(report):
         series = []
-        for candidate in report.candidates:
+        for index, candidate in enumerate(report.candidates, 1):
             figures = candidate.measurement.sets.get(name)
-            against = None if figures is None else figures.against
-            series.append(
-                (candidate.name, against.kl_histogram, against.kl_mean)
-                if against is not None
-                else (candidate.name, (), None)
-            )
+            if figures is not None and figures.against is not None:
+                counts, mean = figures.against.kl_histogram, figures.against.kl_mean
+                series.append(plots.Spread(plots.colour(index), candidate.name, counts, mean))
         limit = next((g.limit for g in report.gates if g.gate == "max-kl"), None)
         found.append((name, plots.kl_histogram(name, series, limit)))
     return found

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from unicodedata import east_asian_width
 
 from quantize.quality.comparing import HISTOGRAM_EDGES
 from quantize.quality.drawing import (
@@ -26,7 +27,7 @@ from quantize.quality.drawing import (
 
 # A series' colour is the page's class s0 to s7; the reference is s0 wherever it comes up.
 COLOURS = 8
-_ROW, _NAMES = 24.0, 190.0
+_ROW, _NAMES = 24.0, 210.0
 # Lengths that differ by more than this can only be seen on a logarithmic axis.
 _LOG_FROM = 25.0
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -46,20 +47,27 @@ def colour(index: int) -> str:
     return f"s{index if index < COLOURS else 1 + (index - 1) % (COLOURS - 1)}"
 
 
-def kl_histogram(
-    text_set: str, series: Sequence[tuple[str, Sequence[int], float | None]], limit: float | None
-) -> Chart | None:
-    """How often which KL was measured: per candidate its name, counts by HISTOGRAM_EDGES (one more
-    than edges) and mean; `limit` is drawn where there is one. None: nothing was counted."""
-    bins = [i for _, counts, _ in series for i, count in enumerate(counts) if count]
+@dataclass(frozen=True)
+class Spread:
+    """One candidate's KL divergences: counts by HISTOGRAM_EDGES, one more than edges."""
+
+    colour: str
+    name: str
+    counts: Sequence[int]
+    mean: float | None
+
+
+def kl_histogram(text_set: str, series: Sequence[Spread], limit: float | None) -> Chart | None:
+    """How often which KL was measured; `limit` is drawn too. None: nothing was counted."""
+    bins = [i for spread in series for i, count in enumerate(spread.counts) if count]
     if not bins:
         return None
     first, last = max(0, min(bins) - 1), min(len(HISTOGRAM_EDGES), max(bins) + 1)
-    shares = [[100 * c / max(1, sum(counts)) for c in counts] for _, counts, _ in series]
+    shares = [[100 * c / max(1, sum(s.counts)) for c in s.counts] for s in series]
     canvas = Canvas(
         f"KL divergence on the {text_set} set",
         "Share of next-token predictions by their KL divergence from the reference, "
-        + "; ".join(f"{name}: mean {_short(mean)}" for name, _, mean in series),
+        + "; ".join(f"{spread.name}: mean {_short(spread.mean)}" for spread in series),
         300,
     )
     bottom = canvas.height - BOTTOM
@@ -82,16 +90,16 @@ def kl_histogram(
         TOP,
         bottom,
     )
-    for index, ((name, _, _), share) in enumerate(zip(series, shares, strict=True), 1):
+    for spread, share in zip(series, shares, strict=True):
         points = [f"M{edge(first):.1f} {bottom:.1f}"]
         for i in range(first, last + 1):
             y = up.place(share[i])
             points.append(f"L{edge(i):.1f} {y:.1f}L{edge(i + 1):.1f} {y:.1f}")
         points.append(f"L{edge(last + 1):.1f} {bottom:.1f}")
-        canvas.mark("path", name, f"area {colour(index)}", d="".join(points))
+        canvas.mark("path", spread.name, f"area {spread.colour}", d="".join(points))
     for i in range(first, last + 1):
         told = "; ".join(
-            f"{name}: {share[i]:.1f} %" for (name, _, _), share in zip(series, shares, strict=True)
+            f"{s.name}: {share[i]:.1f} %" for s, share in zip(series, shares, strict=True)
         )
         canvas.mark(
             "rect",
@@ -102,14 +110,13 @@ def kl_histogram(
             width=edge(i + 1) - edge(i),
             height=bottom - TOP,
         )
-    for index, (name, _, mean) in enumerate(series, 1):
-        if mean is not None and mean > 0:
-            _upright(
-                canvas, edge(_bin_of(mean)), f"{name}: mean {_short(mean)}", f"mean {colour(index)}"
-            )
+    for spread in series:
+        if spread.mean is not None and spread.mean > 0:
+            told = f"{spread.name}: mean {_short(spread.mean)}"
+            _upright(canvas, edge(_bin_of(spread.mean)), told, f"mean {spread.colour}")
     if limit is not None:
         _upright(canvas, edge(_bin_of(limit)), f"--max-kl {limit:g}", "limit")
-    legend = [(colour(i), name) for i, (name, _, _) in enumerate(series, 1)]
+    legend = [(spread.colour, spread.name) for spread in series]
     legend.append(("dashed", "mean"))
     return Chart(canvas.svg(), (*legend, *((("dotted", "--max-kl"),) if limit is not None else ())))
 
@@ -191,7 +198,7 @@ def perplexities(figures: Mapping[str, Sequence[tuple[str, float | None]]]) -> C
     )
     bottom = canvas.height - BOTTOM
     low, high = min(1.0, *finite), max(finite)
-    ends = (_NAMES, WIDTH - RIGHT - 70)
+    ends = (_NAMES, WIDTH - RIGHT - 84)
     if high / min(finite) > _LOG_FROM:
         axis = logarithmic(low, high, *ends, "perplexity, logarithmic (lower is better)")
     else:
@@ -199,7 +206,7 @@ def perplexities(figures: Mapping[str, Sequence[tuple[str, float | None]]]) -> C
     canvas.across(axis, _NAMES, TOP, bottom)
     y = TOP
     for text_set, group in figures.items():
-        canvas.text(8, y + 18, f"{text_set} set", kind="group")
+        canvas.text(8, y + 18, f"{_fitting(text_set, 70)} set", kind="group")
         y += _ROW + 2
         for index, (name, perplexity) in enumerate(group):
             _bar(canvas, axis, y, name, perplexity, colour(index))
@@ -311,8 +318,18 @@ def unit_of(size: float) -> tuple[str, float]:
     return "bytes", 1.0
 
 
-def _fitting(name: str) -> str:
-    return name if len(name) <= 26 else f"{name[:16]}…{name[-9:]}"
+def _fitting(name: str, letters: int = 26) -> str:
+    """As much of a name as has room; the letters of some scripts are as wide as two."""
+    if _width(name) <= letters:
+        return name
+    kept = name
+    while _width(kept) > letters - 1:
+        kept = kept[:-1]
+    return f"{kept}…"
+
+
+def _width(name: str) -> int:
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in name)
 
 
 def _short(value: float | None) -> str:
