@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8000
 STORE ?= .store
+# How many processes run the tests; 0 is this one alone.
+TEST_PROCESSES ?= 2
 # cpu or gpu: which lock the environment is made from.
 ENGINE ?= cpu
 
@@ -23,6 +25,11 @@ TORCH_BACKEND := $(if $(LOCAL_TORCH),,--torch-backend=cpu)
 # x86-64, elsewhere the version is pinned and the index is trusted.
 LOCKED_TORCH := $(shell $(PYTHON) -c 'import sys, platform; print(sys.version_info[:2] == (3, 11) and platform.machine() == "x86_64")')
 TORCH := $(if $(filter True,$(LOCKED_TORCH)),--require-hashes -r requirements/torch-cpu.txt,-r requirements/torch-cpu.in)
+
+# Quantizing tools that cannot share the environment (docs/quantize.md): theirs are made on first
+# use, or by `make tools`.
+TOOL_LOCKS := quantize/environments/locks
+TOOLS := gptqmodel llmcompressor autoround lm-eval
 
 .PHONY: help
 help: ## This list
@@ -45,6 +52,10 @@ $(READY): $(LOCK) requirements/bootstrap.txt requirements/torch-cpu.txt requirem
 	@$(UV) pip install --python $(BIN)/python --no-deps --editable .
 	@rm -f $(VENV)/.ready-* && touch $@
 
+.PHONY: tools
+tools: $(READY) ## The environments of all quantizing tools, for a machine without a network later
+	@$(BIN)/python -m quantize.environments
+
 .PHONY: demo
 demo: $(READY) ## The demo store: one base, three adapters (STORE=.store)
 	@$(BIN)/python -m demo.prepare --store $(STORE)
@@ -56,7 +67,7 @@ serve: demo ## A server that answers as three fine-tunes of one base (PORT=8000,
 .PHONY: test
 test: $(READY) ## Every test, on the real engine and the real base
 	@$(BIN)/python -m demo.base
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
 
 .PHONY: check
 check: $(READY) ## Format, lint, types, layers
@@ -82,6 +93,10 @@ lock: $(READY) ## Make the locks anew from pyproject.toml
 	  --no-header --quiet --output-file requirements/gpu.txt
 	$(UV) pip compile requirements/bootstrap.in --generate-hashes --universal \
 	  --python-version 3.11 --no-header --quiet --output-file requirements/bootstrap.txt
+	@# The tools' environments; torch is installed beside, as above (quantize/environments).
+	for name in $(TOOLS) build; do $(UV) pip compile $(TOOL_LOCKS)/$$name.in --generate-hashes \
+	  --universal --python-version 3.11 --no-header --quiet --no-emit-package torch \
+	  --output-file $(TOOL_LOCKS)/$$name.txt || exit 1; done
 
 .PHONY: clean
 clean: ## Remove the environment and everything that was made

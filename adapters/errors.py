@@ -23,6 +23,7 @@
     ├── BaseError              the base's directory is not a usable model
     ├── StoreError             the store itself
     │   ├── StoreDamaged · StoreBusy · StoreTooNew · StoreReadOnly · DiskFull
+    ├── ToolFailed             a quantizer or another tool in a process of its own
     ├── ServerUnreachable      no adapterctl server answers at the CLI's --server
     ├── AccessError
     │   ├── Unauthorized · Forbidden
@@ -269,6 +270,12 @@ class DiskFull(StoreError):
 
     code = "disk_full"
     http_status = 507
+
+
+class ToolFailed(AdapterctlError):
+    """A tool that runs by itself failed, or cannot be installed; its log is named."""
+
+    code = "tool_failed"
 
 
 class ServerUnreachable(AdapterctlError):

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -102,6 +103,7 @@ class _Server:
         self._settings = settings
         self._base = base
         self._quantization = descriptor.quantization
+        self._catalog = catalog
         self._watcher = watcher
         self._listener = listener
         self._url = url_of(listener)
@@ -129,6 +131,7 @@ class _Server:
             refresh=watcher.refresh,
             engines=lambda: [self._engine.status().model_dump(mode="json")],
             require_admin_key=not settings.loopback_only,
+            jobs_at_once=settings.jobs_at_once,
         )
         app = create_app(state, admin, self._lifespan)
         self._uvicorn = _Uvicorn(
@@ -186,6 +189,8 @@ class _Server:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         # The port answers at once (/healthz, 503 with Retry-After) while the engine comes up.
         starting = asyncio.create_task(self._start_engine())
+        # In a thread of its own: nothing waits for it, not even the end of the server.
+        threading.Thread(target=self._resume_jobs, daemon=True).start()
         try:
             yield
         finally:
@@ -193,6 +198,13 @@ class _Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
             await self._engine.stop()
+
+    def _resume_jobs(self) -> None:
+        try:
+            for job_id in self._catalog.resume_interrupted(at_once=self._settings.jobs_at_once):
+                _say(f"job {job_id} was interrupted and goes on")
+        except AdapterctlError as error:
+            _say(f"interrupted jobs could not be resumed: {error.message}")
 
     async def _start_engine(self) -> None:
         began = time.monotonic()

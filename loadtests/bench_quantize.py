@@ -1,0 +1,146 @@
+"""Quantizing against the tool run by hand: `python -m loadtests.bench_quantize`.
+
+Merges a demo adapter into the demo base, to bf16 for the tool by hand (plain calls of gptqmodel as
+its README has them, in the same environment) and to fp32 for `run_quantizer`, then measures both in
+turn on the same samples, group size and threads. Seconds are wall clock; `--cpu` takes the
+processes' own CPU seconds, for a machine that is busy with other things.
+Bar: at most 1.3 times the tool by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from adapters.bases.shards import open_base
+from adapters.catalog import Catalog
+from adapters.jobs.orders import Calibration, QuantizeOptions
+from demo.base import ensure_base
+from quantize.environments import ensure
+from quantize.merging.merge import Watcher, merge
+from quantize.quantizers.calibration import CalibrationSet, calibration_set
+from quantize.quantizers.checks import check
+from quantize.quantizers.recipe import Recipe
+from quantize.quantizers.running import run_quantizer
+from quantize.quantizers.table import quantizer_of
+
+RATIO = 1.3
+ADAPTER = "pirate"
+_BY_HAND = """
+import json, sys, torch
+order = json.loads(sys.stdin.read())
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel.quantization import FORMAT, METHOD
+sizes = dict(bits=4, group_size=order["group_size"], device="cpu", offload_to_disk=False)
+if order["method"] == "awq":
+    config = QuantizeConfig(method=METHOD.AWQ, format=FORMAT.GEMM, sym=False, **sizes)
+else:
+    config = QuantizeConfig(sym=True, desc_act=False, **sizes)
+model = GPTQModel.load(order["model"], config, dtype=getattr(torch, order["dtype"]))
+backend = {"backend": BACKEND.AWQ_TORCH} if order["method"] == "awq" else {}
+samples = [dict(input_ids=ids, attention_mask=[1] * len(ids)) for ids in order["samples"]]
+model.quantize(samples, batch_size=4, **backend)
+model.save(order["out"])
+"""
+
+
+def merged(root: Path) -> dict[str, Path]:
+    """The demo adapter merged into its base, by dtype."""
+    found: dict[str, Path] = {}
+    artifact = Path(__file__).parents[1] / "demo" / "artifacts" / ADAPTER
+    with Catalog.init(root / "store") as catalog:
+        catalog.base_add("base", ensure_base())
+        catalog.register(str(artifact), name=ADAPTER, base="base", tag=None)
+        for dtype in ("bfloat16", "float32"):
+            found[dtype] = root / dtype
+            merge(catalog, ADAPTER, found[dtype], dtype=dtype)
+    return found
+
+
+def by_hand(model: Path, out: Path, recipe: Recipe, texts: CalibrationSet, dtype: str) -> None:
+    """The tool alone."""
+    order = {
+        "model": str(model),
+        "out": str(out),
+        "method": recipe.method,
+        "group_size": recipe.group_size,
+        "dtype": dtype,
+        "samples": [list(row) for row in texts.samples],
+    }
+    # Without it the tool stops on a machine with two cores.
+    environment = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}
+    with (out.parent / "by-hand.log").open("ab") as log:
+        subprocess.run(
+            [ensure("gptqmodel", Watcher()), "-I", "-c", _BY_HAND],
+            input=json.dumps(order).encode(),
+            env=environment,
+            stdout=log,
+            stderr=log,
+            check=True,
+        )
+
+
+def measured(work: Callable[[], object], *, cpu: bool) -> float:
+    """Seconds of the work: wall clock, or CPU time of this process's children."""
+    wall, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not cpu:
+        return time.monotonic() - wall
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Print the seconds and the ratio of each quantizer; exit 1 beyond the bar."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quantizer", action="append", choices=("awq", "gptq"))
+    parser.add_argument("--calibration", help="JSONL file; default: the set that is shipped")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--by-hand-dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds in place of wall clock")
+    given = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        models = merged(root)
+        chosen = Calibration(path=given.calibration, samples=given.samples, tokens=given.tokens)
+        texts = calibration_set(models["float32"], chosen)
+        source = open_base(models["float32"])
+        shapes = {name: info.shape for name, (_, info) in source.tensors().items()}
+        print(f"{texts.used.samples} texts, {texts.used.tokens} tokens", flush=True)
+        for name in given.quantizer or ("awq", "gptq"):
+            recipe = check(source.config, shapes, QuantizeOptions(), quantizer_of(name))
+            ensure(quantizer_of(name).environment, Watcher(step=print))
+            hand, dtype = root / f"{name}-by-hand", given.by_hand_dtype
+
+            def tool(recipe: Recipe = recipe, hand: Path = hand, dtype: str = dtype) -> None:
+                by_hand(models[dtype], hand, recipe, texts, dtype)
+
+            def ours(recipe: Recipe = recipe, out: Path = root / name) -> None:
+                run_quantizer(
+                    recipe, models["float32"], out, texts.samples, Watcher(), root / "ours.log"
+                )
+
+            tool_s = measured(tool, cpu=given.cpu)
+            ours_s = measured(ours, cpu=given.cpu)
+            ratio = ours_s / tool_s
+            failed |= ratio > RATIO
+            print(
+                f"{name}: by hand ({dtype}) {tool_s:.1f} s, here (fp32) {ours_s:.1f} s: "
+                f"{ratio:.2f} times (bar {RATIO})",
+                flush=True,
+            )
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Weights rounded to few bits: what can be asked for, what fits, and the tools that do it."""
