@@ -34,6 +34,8 @@ DIRECTORY_SETTING = "ADAPTERCTL_TOOLS"
 READY = "adapterctl-ready.json"
 _DIRECTORY = "adapterctl-tools"
 _BUILD_LOCK = "build.txt"
+# uv's words.
+_NO_INDEX = ("Failed to fetch", "error sending request", "the network was disabled")
 # uv unpacks beside what it installs.
 _ROOM = 1.5
 
@@ -184,16 +186,14 @@ def _run(command: list[str], environment: Mapping[str, str], log: IO[bytes]) -> 
 
 
 def _complaint(said: str) -> str:
-    """uv's own reason in one line: the first cause, and the last one below it."""
-    lines = [line.strip(" ×│├╰─▶") for line in said.splitlines()]
-    at = max(
-        (n for n, line in enumerate(said.splitlines()) if line.startswith(("error:", "  ×"))),
-        default=None,
-    )
-    if at is None:
-        return lines[-1] if lines else "uv failed without a word"
-    causes = [line for line in lines[at + 1 :] if line.startswith(("Caused by:", "caused by:"))]
-    return "; ".join([lines[at].removeprefix("error: "), *causes[-1:]])
+    """uv's own reason in one line: what failed, and the last cause below it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    causes = [line.removeprefix("cause: ") for line in lines if line.startswith("cause: ")]
+    reason = "; ".join([*errors[-1:], *causes[-1:]]) or (lines[-1] if lines else "uv said nothing")
+    if any(sign in said for sign in _NO_INDEX):
+        return f"no package index can be reached ({reason})"
+    return reason
 
 
 def _finish(part: Path, place: Path, seconds: float) -> None:

@@ -45,7 +45,9 @@ def calibration_set(model: Path, order: Calibration) -> CalibrationSet:
     if len(found) < order.samples:
         notes.append(f"{path.name} holds {len(found)} texts, not {order.samples}: all are used")
     if len(kept) < len(chosen):
-        notes.append(f"{len(chosen) - len(kept)} texts are shorter than {MIN_TOKENS} tokens")
+        notes.append(
+            f"{len(chosen) - len(kept)} texts are shorter than {MIN_TOKENS} tokens and left out"
+        )
     if not kept:
         raise UsageError(f"{path} holds no text of {MIN_TOKENS} tokens or more to calibrate with")
     used = CalibrationUsed(

@@ -13,25 +13,7 @@ from quantize.quantizers.table import Quantizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Dense decoders whose layers hold exactly the modules below, that gptqmodel knows and vLLM serves
-# quantized.
-MODEL_TYPES = (
-    "cohere",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "granite",
-    "llama",
-    "mistral",
-    "olmo2",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "seed_oss",
-    "smollm3",
-    "stablelm",
-)
-_MODULES = re.compile(r"(?:self_attn\.(?:q|k|v|o|qkv)_proj|mlp\.(?:gate|up|down|gate_up)_proj)")
+_MODULES = re.compile(r"(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)\.weight")
 _EXPERTS = re.compile(r"\.experts?\.|\.block_sparse_moe\.")
 
@@ -82,10 +64,10 @@ def linear_modules(
             f"this is a mixture of experts ({kind}), which {quantizer.name} cannot round here: "
             "give --requantize none"
         )
-    if kind not in MODEL_TYPES:
+    if kind not in quantizer.model_types:
         raise UsageError(
-            f"{quantizer.name} knows no models of type '{kind}': it knows "
-            f"{', '.join(MODEL_TYPES)}; give --requantize none"
+            f"{quantizer.name} is not known to be right for models of type '{kind}', but for "
+            f"{', '.join(quantizer.model_types)}: give --requantize none or another quantizer"
         )
     found: dict[str, tuple[int, int]] = {}
     for name, shape in tensors.items():

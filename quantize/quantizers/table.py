@@ -31,6 +31,8 @@ class Quantizer:
     symmetric: tuple[bool, ...]
     # Sizes of inputs and outputs must be multiples of it.
     multiple: int
+    # model_type of config.json: dense decoders that the tool rounds right and vLLM serves.
+    model_types: tuple[str, ...]
     # Does it look at texts?
     calibrated: bool
     method_note: str
@@ -39,6 +41,10 @@ class Quantizer:
     # Steps of learning, where rounding is learnt.
     iterations: int | None = None
 
+
+# Norm, attention, norm, MLP: what gptqmodel's AWQ takes every Llama-like model for. It moves scales
+# into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2 and 3, OLMo 2).
+_PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
 
 QUANTIZERS: tuple[Quantizer, ...] = (
     Quantizer(
@@ -51,6 +57,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         group_sizes=(128, 64, 32),
         symmetric=(False,),
         multiple=32,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="scales the inputs that matter most before it rounds; the better one at 4 bits",
     ),
@@ -64,6 +71,8 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         group_sizes=(128, 64, 32, -1),
         symmetric=(True,),
         multiple=32,
+        # It changes nothing but the linear modules.
+        model_types=(*_PRE_NORM, "gemma2", "gemma3_text", "olmo2"),
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
     ),
