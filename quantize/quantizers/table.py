@@ -87,6 +87,8 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         group_sizes=(-1,),
         symmetric=(True,),
         multiple=16,
+        # Its smoothing moves scales into the norm before, as AWQ does.
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
     ),
@@ -100,6 +102,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         group_sizes=(128, 64, 32),
         symmetric=(False, True),
         multiple=32,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
         symmetric_method="gptq",
