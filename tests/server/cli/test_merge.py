@@ -76,7 +76,8 @@ def test_into_what_a_qlora_was_trained_on(
     merged = cli.ok("merge", "bot", *into, "--out", str(tmp_path / "out"))
     used = merged["report"]["base_weights"]
     assert (used["weights"], used["rounding"]) == ("dequantized", "nf4")
-    assert 0.05 < used["compared"]["overall"] < 0.15
+    # Four bits are off by 9 %; of the sum with this large change it is less.
+    assert 0.01 < used["compared"]["overall"] < 0.15
     answer = cli("merge", "bot", "--compare-base-weights", "--out", str(tmp_path / "other"))
     assert answer.code == 0, answer.err
     assert "original; a merge into the dequantized ones differs by" in answer.out
