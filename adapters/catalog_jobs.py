@@ -115,6 +115,9 @@ class JobCatalog:
                 if lock is None:
                     continue
                 with self._writer().transaction() as connection:
+                    # Somebody may have ordered the same meanwhile.
+                    if same_job(connection, order) is not None:
+                        continue
                     if not add_job(connection, job_id, order, actor):
                         continue
                 launch(self.layout, job_id, lock, at_once=at_once)

@@ -41,8 +41,17 @@ def main() -> None:
     """Run the job that the arguments name; what became of it is in the registry."""
     root, job_id, *lock = sys.argv[1:]
     logging.basicConfig(stream=sys.stderr)
+    # What a library prints stands in the log when it was printed, and survives kill -9.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     _stop_once()
-    run(Path(root), job_id, int(lock[0]) if lock else None)
+    try:
+        run(Path(root), job_id, int(lock[0]) if lock else None)
+    except KeyboardInterrupt:
+        if not lock:
+            raise  # it may be another's
+        # So early that there was no work to break off.
+        with Catalog.open(Path(root)) as catalog:
+            catalog.finish_job(job_id, JobState.CANCELLED)
 
 
 def run(root: Path, job_id: str, lock: int | None = None) -> None:

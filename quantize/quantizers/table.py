@@ -29,8 +29,9 @@ class Quantizer:
     group_sizes: tuple[int, ...]
     # The first is the default.
     symmetric: tuple[bool, ...]
-    # Sizes of inputs and outputs must be multiples of it.
-    multiple: int
+    # What the sizes of inputs and outputs must be multiples of.
+    inputs: int
+    outputs: int
     # model_type of config.json: dense decoders that the tool rounds right and vLLM serves.
     model_types: tuple[str, ...]
     # Does it look at texts?
@@ -56,7 +57,9 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         bits=4,
         group_sizes=(128, 64, 32),
         symmetric=(False,),
-        multiple=32,
+        inputs=32,
+        # gptqmodel's search for what to clip goes by so many.
+        outputs=64,
         model_types=_PRE_NORM,
         calibrated=True,
         method_note="scales the inputs that matter most before it rounds; the better one at 4 bits",
@@ -70,7 +73,8 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         bits=4,
         group_sizes=(128, 64, 32, -1),
         symmetric=(True,),
-        multiple=32,
+        inputs=32,
+        outputs=32,
         # It changes nothing but the linear modules.
         model_types=(*_PRE_NORM, "gemma2", "gemma3_text", "olmo2"),
         calibrated=True,

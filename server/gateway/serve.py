@@ -18,9 +18,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from adapters.bases.digest import base_digest
+from adapters.bases.engine_limits import engine_refusal, on_cpu
 from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
-from adapters.models import BaseRecord
+from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
@@ -46,6 +47,9 @@ def run(settings: ServeSettings) -> None:
     with contextlib.ExitStack() as stack:
         catalog = stack.enter_context(Catalog.open(settings.store))
         base = _serving_base(catalog, settings.base)
+        descriptor = catalog.base_descriptor(base.name)
+        if settings.engine_url is None:
+            _check_servable(base.name, descriptor)
         listener = stack.enter_context(contextlib.closing(listen(settings.host, settings.port)))
         secret = first_admin_key(settings, catalog)
         if secret is not None:
@@ -55,7 +59,7 @@ def run(settings: ServeSettings) -> None:
         stack.callback(watcher.stop)
         runtime = stack.enter_context(runtime_directory())
         stack.enter_context(announced(StoreLayout(settings.store).run, url_of(listener)))
-        server = _Server(settings, base, catalog, watcher, listener, runtime)
+        server = _Server(settings, base, descriptor, catalog, watcher, listener, runtime)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve())
 
@@ -77,6 +81,12 @@ def _serving_base(catalog: Catalog, name: str) -> BaseRecord:
     return base
 
 
+def _check_servable(name: str, descriptor: BaseDescriptor) -> None:
+    why = engine_refusal(descriptor, cpu=on_cpu())
+    if why is not None:
+        raise BaseError(f"base '{name}' cannot be served: {why}")
+
+
 class _Server:
     """The gateway's HTTP server and its engine, started and stopped together."""
 
@@ -84,6 +94,7 @@ class _Server:
         self,
         settings: ServeSettings,
         base: BaseRecord,
+        descriptor: BaseDescriptor,
         catalog: Catalog,
         watcher: SnapshotWatcher,
         listener: socket.socket,
@@ -91,6 +102,7 @@ class _Server:
     ):
         self._settings = settings
         self._base = base
+        self._quantization = descriptor.quantization
         self._catalog = catalog
         self._watcher = watcher
         self._listener = listener
@@ -112,6 +124,7 @@ class _Server:
             ),
             metrics=metrics,
             documents=ServingDocuments(StoreLayout(settings.store)),
+            quantized=descriptor.quantization is not None,
         )
         admin = admin_router(
             catalog,
@@ -152,7 +165,13 @@ class _Server:
 
         def command(capacity: Capacity, engine_id: str) -> EngineCommand:
             return engine_command(
-                settings, self._base, capacity, engine_id=engine_id, socket=socket, log=log
+                settings,
+                self._base,
+                capacity,
+                quantization=self._quantization,
+                engine_id=engine_id,
+                socket=socket,
+                log=log,
             )
 
         return SupervisedEngine(settings, self._base.name, plan, command)

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.engine.command import on_cpu, worker_threads
+from adapters.bases.engine_limits import on_cpu
+from server.engine.command import worker_threads
 from server.engine.launch import die_with_parent
 
 # Set in the environment of the process after it replaced itself.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,23 @@ def test_one_at_a_time_and_a_second_is_cancelled_in_the_queue(yard: Yard, tmp_pa
         assert yard.state(first) is JobState.RUNNING
     # Its lock is free: it takes no place any more.
     assert yard.ended(yard.catalog.resume_job(second.id)).state is JobState.SUCCEEDED
+
+
+def test_a_signal_is_a_cancel(yard: Yard, tmp_path: Path) -> None:
+    with living_job(yard.catalog, order("first")) as first:
+        assert yard.catalog.claim_turn(first.id, 1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            job = yard.order(tmp_path / "out")
+            status = Path(f"/proc/{yard.processes[job.id]}/status")
+            # Once it listens; Python itself does to SIGINT from the beginning.
+            until(partial(caught, status, signal.SIGTERM))
+            os.kill(yard.processes[job.id], number)
+            assert yard.ended(job).state is JobState.CANCELLED
+
+
+def caught(status: Path, number: signal.Signals) -> bool:
+    (mask,) = [line.split()[1] for line in status.read_text().splitlines() if "SigCgt" in line]
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_what_it_prints_and_fails_with(yard: Yard, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from quantize.quality.data import CALIBRATION, GENERAL, QUESTIONS, REGRESSION
+from quantize.quality.data.regression import matching
 from quantize.quality.regression import regression_items, score
+from quantize.quality.task_files import read_task
 
 _GRAM = 8
 
@@ -20,7 +22,10 @@ def _lines(path: Path) -> list[dict[str, object]]:
 
 def _words(line: dict[str, object]) -> list[str]:
     messages = line.get("messages")
-    parts = [m["content"] for m in messages] if isinstance(messages, list) else [line["text"]]
+    if isinstance(messages, list):
+        parts = [message["content"] for message in messages]
+    else:
+        parts = [line.get("text") or line["question"]]
     return re.findall(r"\w+", " ".join(map(str, parts)).lower())
 
 
@@ -66,7 +71,10 @@ def test_no_eight_words_are_in_two_sets() -> None:
     calibration = _grams(CALIBRATION)
     assert len(_lines(GENERAL)) >= 24
     assert not _grams(GENERAL) & calibration
-    assert not _grams(QUESTIONS) & (calibration | _grams(GENERAL))
+    general, questions = _grams(GENERAL), _grams(QUESTIONS)
+    assert not questions & (calibration | general)
+    for name in ("generation.jsonl", "choice.jsonl"):
+        assert not _grams(REGRESSION / name) & (calibration | general | questions)
 
 
 def test_questions_are_single_questions() -> None:
@@ -87,8 +95,8 @@ def test_the_regression_set_accepts_its_own_answers_and_no_empty_ones() -> None:
 
 def test_the_harness_tasks_name_what_is_there() -> None:
     for name in ("generation", "choice"):
-        task = (REGRESSION / f"{name}.yaml").read_text(encoding="utf-8")
-        functions = re.findall(r"!function matching\.(\w+)", task)
+        task = read_task(REGRESSION / f"{name}.yaml")
+        assert (task.name, task.generates) == (f"adapterctl_{name}", name == "generation")
+        functions = re.findall(r"!function matching\.(\w+)", task.path.read_text(encoding="utf-8"))
         assert f"{name}_set" in functions
-        code = (REGRESSION / "matching.py").read_text(encoding="utf-8")
-        assert all(f"def {function}(" in code for function in functions)
+        assert all(callable(getattr(matching, function)) for function in functions)

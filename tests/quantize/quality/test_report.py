@@ -110,7 +110,7 @@ _REPORTS = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(_REPORTS, st.none() | st.floats(1e-9, 10), st.none() | st.floats(1e-9, 10))
 def test_any_report_round_trips_and_renders(
     report: QualityReport, max_kl: float | None, max_increase: float | None
