@@ -127,17 +127,13 @@ def test_a_recipe_always_fits(
         assert "\n" not in error.message
         taken = group is None or group in quantizer.group_sizes
         divided = group in (None, -1) or not (hidden % group or inner % group)
-<<<<<<< HEAD
         multiple = quantizer.outputs
-=======
-        multiple = quantizer.multiple
->>>>>>> w8a8
         assert hidden % multiple or inner % multiple or not taken or not divided
         return
     assert recipe.group_size in quantizer.group_sizes
     assert group in (None, recipe.group_size)
     for size in (hidden, inner):
-        assert size % quantizer.multiple == 0
+        assert size % quantizer.outputs == 0
         assert recipe.group_size == -1 or size % recipe.group_size == 0
 
 
