@@ -14,6 +14,7 @@ from adapters.errors import AlreadyExists, UsageError
 from adapters.jobs.orders import MergeOrder
 from adapters.references import check_name, check_tag
 from adapters.registry.registering import check_names
+from adapters.store.durable import store_io
 from quantize.jobs.context import JobContext
 from quantize.merging.base_weights import Asked
 from quantize.merging.layout import Shard, planned_shards
@@ -174,8 +175,9 @@ def _recipe(order: MergeOrder, source: MergeSource, whole: tuple[Shard, ...]) ->
 
 
 def _put_down(folder: Path, beside: Mapping[str, bytes]) -> Path:
-    for name, content in beside.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    with store_io(folder):
+        for name, content in beside.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     return folder

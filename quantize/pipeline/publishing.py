@@ -76,6 +76,9 @@ def _note(shop: Workshop, result: MergeResult) -> None:
 
 def keep_rejected(shop: Workshop, result: MergeResult, report: QualityReport | None) -> MergeResult:
     """What the gate refused, for who wants to look: never under the name that was asked for."""
+    known = shop.ledger.read("kept", MergeResult)
+    if known is not None and not shop.model.exists():
+        return known
     target = _free(
         shop.context.directory / "rejected"
         if shop.plan.out is None
@@ -85,6 +88,7 @@ def keep_rejected(shop: Workshop, result: MergeResult, report: QualityReport | N
     with written(target):
         _write_reports(shop.model, result, report)
         put_on_disk(shop.model)
+        shop.ledger.note("kept", result)
         _move(shop.model, target)
         clear(shop)
     return result

@@ -142,5 +142,10 @@ def test_what_a_gate_refuses_is_kept_aside(
     assert out is None or not out.exists()
     assert len(works.catalog.adapters()) == 2
     assert names(job / "work") <= {"side", "stages", "report"}
-    with pytest.raises(Rejected):
+    # Killed before it could say so, and ordered again.
+    with pytest.raises(Rejected) as again:
+        works.merge("one", order)
+    assert again.value.result == caught.value.result
+    with pytest.raises(Rejected) as other:
         works.merge("two", order)
+    assert Path(other.value.result.path).is_dir()  # type: ignore[attr-defined]
