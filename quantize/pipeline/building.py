@@ -8,8 +8,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapters.bases.shards import INDEX
+from adapters.jobs.orders import BaseWeights
 from adapters.models import Frozen
 from quantize.environments import ensure
+from quantize.merging.base_weights import Asked
 from quantize.merging.merge import merge
 from quantize.merging.models import Dtype, Merged
 from quantize.merging.workspace import REPORT, written
@@ -64,12 +66,20 @@ def prepare_tools(shop: Workshop) -> None:
 
 def merge_whole(shop: Workshop) -> Merged:
     """The merged model in fp32: what is quantized, and what others are measured against."""
-    return _merge(shop, "merge-fp32", shop.merged, "float32")
+    return _merge(shop, "merge-fp32", shop.merged, "float32", asked(shop.plan.order))
+
+
+def merge_other(shop: Workshop) -> Merged:
+    """The same, but into the base's other weights: original or dequantized."""
+    wanted = asked(shop.plan.order)
+    other: BaseWeights = "original" if wanted.weights == "dequantized" else "dequantized"
+    checkpoint = wanted.checkpoint if other == "dequantized" else None
+    return _merge(shop, "merge-other", shop.other, "float32", Asked(other, checkpoint))
 
 
 def merge_final(shop: Workshop) -> Merged:
     """The merged model as it is published, where no quantizer is asked for."""
-    return _merge(shop, "merge", shop.model, shop.plan.order.dtype)
+    return _merge(shop, "merge", shop.model, shop.plan.order.dtype, asked(shop.plan.order))
 
 
 def quantize(shop: Workshop) -> Quantized:
@@ -104,17 +114,15 @@ def quantize(shop: Workshop) -> Quantized:
     return done
 
 
-def _merge(shop: Workshop, stage: str, target: Path, dtype: Dtype | None) -> Merged:
+def _merge(shop: Workshop, stage: str, target: Path, dtype: Dtype | None, wanted: Asked) -> Merged:
     known = shop.ledger.read(stage, Merged)
     if known is None:
         with written(target):
             target.parent.mkdir(exist_ok=True)
         # A directory of this name is complete; whoever wrote it was killed before it was noted.
-        order = shop.plan.order
-        wanted = asked(order)
         known = _reported(target) or merge(
             shop.context.catalog,
-            order.reference,
+            shop.plan.order.reference,
             target,
             dtype=dtype,
             base_weights=wanted.weights,

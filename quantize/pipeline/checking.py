@@ -70,6 +70,11 @@ class Plan:
         return self.recipe is not None or self.texts is not None
 
     @property
+    def compares_weights(self) -> bool:
+        """Is a merge into the base's other weights measured, too?"""
+        return self.order.compare_base_weights and self.texts is not None
+
+    @property
     def parameters(self) -> int:
         """Of the merged model."""
         return sum(torch.Size(slot.shape).numel() for shard in self.whole for slot in shard.slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from adapters.models import Frozen, MergeRecord
-from quantize.pipeline.building import Made
+from quantize.pipeline.building import Made, merge_other
 from quantize.pipeline.measuring import Meter, loads_and_answers
 from quantize.pipeline.models import MergeResult
 from quantize.pipeline.reporting import merge_record, qualities, quality_report, quantization_of
@@ -55,6 +55,8 @@ def _measured(shop: Workshop, made: Made, record: MergeRecord, at: datetime) -> 
     if plan.recipe is not None:
         sixteen = meter.candidate("16-bits", shop.merged, "bfloat16")
         candidates.append(meter.reported(_SIXTEEN_BITS, sixteen, plan.parameters * 2))
+    if plan.compares_weights:
+        candidates.append(_with_other_weights(shop, meter))
     candidates.append(_published(shop, meter, made))
     candidate = candidates[-1]
     record = record.model_copy(update={"quality": qualities(candidate)})
@@ -67,6 +69,14 @@ def _measured(shop: Workshop, made: Made, record: MergeRecord, at: datetime) -> 
         update={"gates": gates, "warnings": report.warnings, "stages": candidate.stages}
     )
     return Judged(result=result, report=report, refusal=refusal)
+
+
+def _with_other_weights(shop: Workshop, meter: Meter) -> ReportedModel:
+    """What a merge into the base's other weights would have given, in 16 bits."""
+    merged = merge_other(shop)
+    measurement = meter.candidate("other-weights", shop.other, "bfloat16")
+    name = f"merged into the {merged.report.base_weights.weights} weights, 16 bits"
+    return meter.reported(name, measurement, shop.plan.parameters * 2)
 
 
 def _published(shop: Workshop, meter: Meter, made: Made) -> ReportedModel:

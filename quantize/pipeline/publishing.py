@@ -96,7 +96,7 @@ def keep_rejected(shop: Workshop, result: MergeResult, report: QualityReport | N
 
 def clear(shop: Workshop) -> None:
     """Removes what was only needed to get here; the job's own notes stay until it has ended."""
-    for path in (shop.merged, shop.place, shop.measured):
+    for path in (shop.merged, shop.other, shop.place, shop.measured):
         shutil.rmtree(path, ignore_errors=True)
 
 

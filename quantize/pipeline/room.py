@@ -25,7 +25,8 @@ def check_room(shop: Workshop) -> None:
     needed: list[tuple[Path, int]] = [(shop.place, model + _SLACK)]
     work = _distributions(plan) + _SLACK
     if plan.needs_whole:
-        work += sum(shard.size for shard in plan.whole)
+        whole = sum(shard.size for shard in plan.whole)
+        work += whole * (2 if plan.compares_weights else 1)
     needed.append((shop.context.work, work))
     if plan.name is not None and plan.out is not None:
         # The directory is the user's: the store keeps its own copy.

@@ -36,6 +36,11 @@ class Workshop:
         return self.context.work / "merged"
 
     @property
+    def other(self) -> Path:
+        """The same with the base's other weights, where both are compared."""
+        return self.context.work / "other"
+
+    @property
     def model(self) -> Path:
         """The model that will be published, complete as soon as it has this name."""
         return model_in(self.place)
