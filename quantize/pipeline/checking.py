@@ -21,7 +21,7 @@ from quantize.merging.layout import Shard, planned_shards
 from quantize.merging.side_files import side_files
 from quantize.merging.source import MergeSource, open_source
 from quantize.merging.workspace import check_out
-from quantize.pipeline.texts import EvaluationTexts, evaluation_texts
+from quantize.pipeline.texts import EvaluationTexts, evaluation_texts, require_tokenizer
 from quantize.quantizers.calibration import CalibrationSet, calibration_set
 from quantize.quantizers.checks import check
 from quantize.quantizers.recipe import Recipe
@@ -29,8 +29,6 @@ from quantize.quantizers.table import quantizer_of
 
 # What the files of the config's and the tokenizer's are put down in, to ask for token ids.
 SIDE = "side"
-# Any of them makes a tokenizer.
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +97,8 @@ def checked(context: JobContext, order: MergeOrder) -> Plan:
     beside = side_files(source, final, order.dtype)
     recipe = _recipe(order, source, whole)
     side = _put_down(context.work / SIDE, beside)
-    if (recipe is not None or order.evaluate is not None) and not set(beside) & set(_TOKENIZERS):
-        raise UsageError(
-            f"the base {source.version.base} has no tokenizer in {source.files.root}, without "
-            "which it can be neither calibrated nor measured: put its files there"
-        )
+    if recipe is not None or order.evaluate is not None:
+        require_tokenizer(beside, f"the base {source.version.base}")
     calibration = None
     if recipe is not None and quantizer_of(recipe.quantizer).calibrated:
         calibration = calibration_set(side, order.quantize.calibration)

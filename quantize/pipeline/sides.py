@@ -16,6 +16,7 @@ from quantize.jobs.context import JobContext
 from quantize.merging.merge import merge
 from quantize.merging.source import open_source
 from quantize.merging.workspace import REPORT
+from quantize.pipeline.texts import require_tokenizer
 from quantize.texts import Text, token_ids
 
 # What tokenizers disagree on, if they disagree at all.
@@ -70,7 +71,9 @@ def side_of(context: JobContext, text: str, place: Path) -> Side:
             found, digest=version.digest, system_prompt=serving.system_prompt, served=label
         )
     # Everything that a merge reads is checked now.
-    open_source(catalog, label)
+    source = open_source(catalog, label)
+    own = {path.name for path in source.plan.files}
+    require_tokenizer({*own, *_names(source.files.root)}, label)
     return Side(
         label=label,
         digest=version.digest,
@@ -119,6 +122,7 @@ def size_of(model: Path) -> int:
 
 def _directory(model: Path, label: str) -> Side:
     config = _config(model)
+    require_tokenizer(_names(model), label)
     quantized = config.get("quantization_config")
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
     return Side(
@@ -128,6 +132,10 @@ def _directory(model: Path, label: str) -> Side:
         dtype="auto",
         quantization=None if method is None else str(method),
     )
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _config(model: Path) -> dict[str, Any]:

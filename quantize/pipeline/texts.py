@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from quantize.quality.regression import regression_items
 from quantize.quality.report import GENERAL_SET, TASK_SET, TextSet
 from quantize.texts import Text, prompt_ids, read_texts, token_ids
 
+# Any of them makes a tokenizer.
+_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"}
 Ids = Sequence[Sequence[int]]
 # What a model is asked for that is only loaded to see whether it can be.
 SAMPLE_TOKENS = 256
@@ -36,6 +38,15 @@ class EvaluationTexts:
     sets: tuple[TextSet, ...]
     # The reference's own answers are turned into texts with it.
     chats: tuple[Text, ...]
+
+
+def require_tokenizer(files: Iterable[str], label: str) -> None:
+    """Raises UsageError unless there is a tokenizer among the files of the model `label`."""
+    if not _TOKENIZERS & set(files):
+        raise UsageError(
+            f"{label} has no tokenizer beside its weights, without which it can be neither "
+            "calibrated nor measured: put its files there"
+        )
 
 
 def evaluation_texts(
