@@ -73,7 +73,7 @@ def test_a_merge_is_followed(place: Place, forked: Forked, tmp_path: Path) -> No
         assert job["actor"] == place.actor
     answer = place.cli("merge", "bot", "--out", str(tmp_path / "again"))
     assert (answer.code, answer.out.splitlines()[0]) == (0, "Merged bot:v1 into tiny")
-    assert "merging" in answer.err
+    assert "publishing" in answer.err
 
 
 def test_detached(place: Place, forked: Forked, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_for_people_and_where_it_goes_by_itself(cli: CommandLine, store: Path) -
     assert answer.out.startswith("Merged bot:v1 into tiny\n")
     assert "bot-merged:v1" in answer.out
     assert "of the change, at most" in answer.out
-    assert "merging" in answer.err
+    assert "publishing" in answer.err
     again = cli.ok("merge", "bot", "--dtype", "bfloat16", "--tag", "prod")
     assert (again["name"], again["version"], again["tags"]) == (
         "bot-merged",
