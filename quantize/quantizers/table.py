@@ -40,7 +40,7 @@ class Quantizer:
 
 
 # Norm, attention, norm, MLP: what gptqmodel's AWQ takes every Llama-like model for. It moves scales
-# into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2 and 3, OLMo 2).
+# into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2, OLMo 2).
 _PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
 
 QUANTIZERS: tuple[Quantizer, ...] = (
@@ -72,7 +72,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         inputs=32,
         outputs=32,
         # It changes nothing but the linear modules.
-        model_types=(*_PRE_NORM, "gemma2", "gemma3_text", "olmo2"),
+        model_types=(*_PRE_NORM, "gemma2", "olmo2"),
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
     ),
