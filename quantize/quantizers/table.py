@@ -47,6 +47,9 @@ class Quantizer:
 # into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2 and 3, OLMo 2).
 _PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
 
+# For tools that leave the norms as they are.
+_DECODERS = (*_PRE_NORM, "gemma2", "gemma3_text", "olmo2")
+
 QUANTIZERS: tuple[Quantizer, ...] = (
     Quantizer(
         name="awq",
@@ -76,7 +79,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         inputs=32,
         outputs=32,
         # It changes nothing but the linear modules.
-        model_types=(*_PRE_NORM, "gemma2", "gemma3_text", "olmo2"),
+        model_types=_DECODERS,
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
     ),
@@ -90,9 +93,10 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         # A scale for each output, and one for each token that comes in.
         group_sizes=(-1,),
         symmetric=(True,),
-        multiple=16,
-        # Its smoothing moves scales into the norm before, as AWQ does.
-        model_types=_PRE_NORM,
+        inputs=16,
+        outputs=16,
+        # Its driver smooths those only that it may.
+        model_types=_DECODERS,
         calibrated=True,
         method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
     ),
@@ -105,8 +109,9 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         bits=4,
         group_sizes=(128, 64, 32),
         symmetric=(False, True),
-        multiple=32,
-        model_types=_PRE_NORM,
+        inputs=32,
+        outputs=32,
+        model_types=_DECODERS,
         calibrated=True,
         method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
         symmetric_method="gptq",

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from adapters.bases.shards import open_base
-from adapters.errors import ToolFailed, UsageError
+from adapters.errors import UsageError
 from adapters.jobs.orders import QuantizeOptions
 from quantize.merging.merge import Watcher
 from quantize.quantizers.checks import check
@@ -194,22 +194,6 @@ def test_autoround_writes_gptq_where_it_is_symmetric(models: Path, tmp_path: Pat
     check_the_rest(found, model)
     config = check_files(tmp_path / "out")
     assert (config["quant_method"], config["sym"], config["group_size"]) == ("gptq", True, 32)
-
-
-def test_a_tools_failure_is_one_line(models: Path, tmp_path: Path) -> None:
-    recipe = recipe_for("autoround", models / "llama")
-    with pytest.raises(ToolFailed) as raised:
-        run_quantizer(
-            recipe.model_copy(update={"iterations": 2}),
-            tmp_path / "gone",
-            tmp_path / "out",
-            SAMPLES,
-            Watcher(),
-            tmp_path / "log",
-        )
-    assert "AutoRound, 4 bits with autoround failed" in raised.value.message
-    assert str(tmp_path / "log") in raised.value.message
-    assert "\n" not in raised.value.message
 
 
 @pytest.mark.parametrize(
