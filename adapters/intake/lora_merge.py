@@ -310,7 +310,7 @@ def _changed(
     magnitude: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """W + s·B·A, or DoRA's; W lies [in, out] if `turned`."""
-    rows = (old.T if turned else old) + scale * (b @ a)
+    rows = (old.T if turned else old).addmm(b, a, alpha=scale)
     if magnitude is not None:
         rows = rows * (magnitude / tensors.row_norms(rows))[:, None]
     return rows.T if turned else rows

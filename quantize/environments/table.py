@@ -25,6 +25,15 @@ class Environment:
 
 ENVIRONMENTS: tuple[Environment, ...] = (
     Environment("gptqmodel", size=1_250_000_000, modules=("gptqmodel",)),
+    Environment("llmcompressor", size=1_250_000_000, modules=("llmcompressor.modifiers.gptq",)),
+    Environment("autoround", size=1_250_000_000, modules=("auto_round",)),
+    # Its models are a server's.
+    Environment(
+        "lm-eval",
+        size=700_000_000,
+        modules=("lm_eval.evaluator", "lm_eval.models.openai_completions", "transformers"),
+        torch=False,
+    ),
 )
 
 

@@ -1,35 +1,45 @@
 """Writing one shard of a merged checkpoint: what is unchanged as bytes, the rest by blocks of rows.
 
-Memory is bounded by one block, the factors of one parameter and, only where an edit cannot be
-carried out by rows, one parameter; so it does not depend on the size of the model.
+Several parameters are worked on at once, each by a thread of its own, and the disk writes what is
+there while they go on. Memory is bounded by a block and the factors of one parameter in each thread
+and, only where an edit cannot be carried out by rows, one parameter; so it does not depend on the
+size of the model.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.bases.headers import TensorInfo
-from adapters.errors import ArtifactError, BaseError, DamagedArtifact, UsageError
+from adapters.errors import BaseError, DamagedArtifact, UsageError
 from adapters.intake import tensors
 from adapters.intake.lora import load_finite
 from adapters.intake.merging import Edit, carried_out
 from adapters.store.durable import fsync_directory
-from quantize.merging.layout import Place, Places, Shard, Slot
+from quantize.merging.layout import Places, Shard, Slot
 from quantize.merging.measuring import Measured, Sums
+from quantize.merging.reading import grid, opened, read_whole
 
 if TYPE_CHECKING:
     import torch
 
-# 2 MB of fp32: the steps of one block find it in the processor's cache.
-_BLOCK = 1 << 19
+# 512 KB of fp32: the steps of one block find it in the cache of their own core.
+_BLOCK = 1 << 17
 _COPY = 64 << 20
+# Where the kernel does not copy from file to file.
+_PIECE = 1 << 20
+# More wait for memory, not for the processor; and what is served meanwhile needs some as well.
+_THREADS = min(4, os.cpu_count() or 1)
+# How much may wait to be flushed while the next parameters are computed.
+_FLUSH = 256 << 20
 # The file system has no such call, or not between these two files.
 _NO_RANGE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 
@@ -37,7 +47,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Blocks:
+class Blocks:
     """The values of a slot's rows [start, end), in the dtype in which the merge computes."""
 
     values: Callable[[int, int], torch.Tensor]
@@ -54,21 +64,80 @@ def write_shard(
     base, DamagedArtifact, and UsageError when the output dtype cannot hold a value.
     """
     part = folder / f".{shard.name}.part"
-    found: list[Measured] = []
     with part.open("wb", buffering=0) as file:
         out = file.fileno()
-        _write(out, memoryview(shard.header))
-        advance(len(shard.header))
-        for run in _runs(shard.slots):
-            if run[0].copied:
-                _copy_run(run, out, advance)
-            else:
-                measured = _write_values(run[0], out, places, advance)
-                found += [measured] if measured is not None else []
+        os.posix_fallocate(out, 0, shard.size)
+        found = _Writer(out, places, advance).write(shard)
         os.fsync(out)
     part.replace(folder / shard.name)
     fsync_directory(folder)
-    return tuple(found)
+    return found
+
+
+class _Writer:
+    """Fills one file, its parameters in any order."""
+
+    def __init__(self, out: int, places: Places, advance: Advance) -> None:
+        self._out = out
+        self._places = places
+        self._advance = advance
+        self._lock = threading.Lock()
+        self._whole = threading.Lock()
+        self._stopped = threading.Event()
+        self._unflushed = 0
+
+    def write(self, shard: Shard) -> tuple[Measured, ...]:
+        _write(self._out, memoryview(shard.header), 0)
+        self._told(len(shard.header))
+        at = len(shard.header)
+        with (
+            ThreadPoolExecutor(1) as flusher,
+            ThreadPoolExecutor(_THREADS, initializer=_one_thread_each) as pool,
+        ):
+            futures = []
+            for run in _runs(shard.slots):
+                futures.append(pool.submit(self._run, run, at, flusher))
+                at += sum(slot.size for slot in run)
+            try:
+                return tuple(found for found in map(Future.result, futures) if found is not None)
+            except BaseException:
+                # The first fault, or Ctrl-C: the others end at their next block.
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _run(self, run: Sequence[Slot], at: int, flusher: ThreadPoolExecutor) -> Measured | None:
+        if run[0].copied:
+            _copy_run(run, self._out, at, self._told)
+            measured = None
+        else:
+            # What needs a whole parameter in memory waits until no other does.
+            with nullcontext() if _by_rows(run[0], self._places) else self._whole:
+                measured = _write_values(run[0], self._out, at, self._places, self._told)
+        with self._lock:
+            self._unflushed += sum(slot.size for slot in run)
+            if self._unflushed >= _FLUSH:
+                self._unflushed = 0
+                flusher.submit(os.fdatasync, self._out)
+        return measured
+
+    def _told(self, count: int) -> None:
+        if self._stopped.is_set():
+            raise _StoppedError
+        with self._lock:
+            self._advance(count)
+
+
+class _StoppedError(Exception):
+    """Another thread failed, and its fault is the one that is raised."""
+
+
+def _one_thread_each() -> None:
+    import torch
+
+    # OpenMP counts for every thread of ours by itself. Blocks are small: more would wait for each
+    # other after every step.
+    torch.set_num_threads(1)
 
 
 def _runs(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
@@ -89,7 +158,7 @@ def _follows(one: Slot, other: Slot) -> bool:
     return first.path == second.path and first.info.end == second.info.start
 
 
-def _copy_run(run: Sequence[Slot], out: int, advance: Advance) -> None:
+def _copy_run(run: Sequence[Slot], out: int, target: int, advance: Advance) -> None:
     first, last = run[0].source, run[-1].source
     assert first is not None and last is not None, "a copied slot has a source"
     path, at, end = first.path, first.info.start, last.info.end
@@ -100,37 +169,42 @@ def _copy_run(run: Sequence[Slot], out: int, advance: Advance) -> None:
     try:
         copy = _by_range
         while at < end:
-            count = copy(source, out, at, min(_COPY, end - at))
+            count = copy(source, out, at, target, min(_COPY, end - at))
             if count is None:
-                copy = _by_sendfile
+                copy = _by_hand
             elif count == 0:
                 raise BaseError(f"{path.name} ended early: it changed while it was read")
             else:
                 at += count
+                target += count
                 advance(count)
     finally:
         os.close(source)
 
 
-def _by_range(source: int, out: int, at: int, count: int) -> int | None:
+def _by_range(source: int, out: int, at: int, target: int, count: int) -> int | None:
     """None: not on this file system."""
     try:
         # 0 is what some file systems say in place of an error.
-        return os.copy_file_range(source, out, count, offset_src=at) or None
+        return os.copy_file_range(source, out, count, offset_src=at, offset_dst=target) or None
     except OSError as fault:
         if fault.errno in _NO_RANGE:
             return None
         raise
 
 
-def _by_sendfile(source: int, out: int, at: int, count: int) -> int | None:
-    return os.sendfile(out, source, at, count)
+def _by_hand(source: int, out: int, at: int, target: int, count: int) -> int | None:
+    data = os.pread(source, min(count, _PIECE), at)
+    _write(out, memoryview(data), target)
+    return len(data)
 
 
-def _write_values(slot: Slot, out: int, places: Places, advance: Advance) -> Measured | None:
-    blocks = _blocks(slot, places)
-    rows, width = _grid(slot.shape)
-    step = max(1, _BLOCK // max(1, width))
+def _write_values(
+    slot: Slot, out: int, at: int, places: Places, advance: Advance
+) -> Measured | None:
+    blocks = blocks_of(slot, places)
+    rows, width = grid(slot.shape)
+    step = block_rows(width)
     dtype = tensors.TORCH_DTYPE[slot.dtype]
     sums = Sums(measured=bool(slot.edits))
     for start in range(0, rows, step):
@@ -140,35 +214,36 @@ def _write_values(slot: Slot, out: int, places: Places, advance: Advance) -> Mea
         if not sums.add(values, rounded, blocks.before(start, end)):
             raise _not_finite(slot)
         data = tensors.raw_bytes(rounded)
-        _write(out, data)
+        _write(out, data, at)
+        at += len(data)
         advance(len(data))
     return sums.result(slot.name) if slot.edits else None
 
 
-def _grid(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The first axis and the size of one of its rows."""
-    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+def block_rows(width: int) -> int:
+    """How many rows of `width` values are worked on at once."""
+    return max(1, _BLOCK // max(1, width))
 
 
-def _blocks(slot: Slot, places: Places) -> _Blocks:
+def blocks_of(slot: Slot, places: Places) -> Blocks:
     source = slot.source
     # Read once for both: what is changed is most often what it is compared with.
-    own = None if source is None else lru_cache(maxsize=1)(partial(_read_rows, source, slot.name))
-    alike = source is not None and _grid(source.info.shape)[1] == _grid(slot.shape)[1]
+    own = None if source is None else lru_cache(maxsize=1)(opened(source, slot.name))
+    alike = source is not None and grid(source.info.shape)[1] == grid(slot.shape)[1]
 
     def before(start: int, end: int) -> torch.Tensor | None:
         return own(start, end) if own is not None and alike else None
 
     if not slot.edits:
         assert own is not None, "what is not edited is the base's"
-        return _Blocks(own, before)
+        return Blocks(own, before)
     if not _by_rows(slot, places):
-        value = carried_out(slot.edits, lambda name: _read_whole(places.of(name), name))
-        whole = tensors.computed_in(value).reshape(_grid(slot.shape))
-        return _Blocks(lambda start, end: whole[start:end], before)
+        value = carried_out(slot.edits, lambda name: read_whole(places.of(name), name))
+        whole = tensors.computed_in(value).reshape(grid(slot.shape))
+        return Blocks(lambda start, end: whole[start:end], before)
     read = places.of(slot.edits[0].reads or "")
     assert read is not None, "looked at by _by_rows"
-    rows_of = own if own is not None and read == source else partial(_read_rows, read, slot.name)
+    rows_of = own if own is not None and read == source else opened(read, slot.name)
     inputs = [_inputs(edit, read.info.dtype) for edit in slot.edits]
 
     def values(start: int, end: int) -> torch.Tensor:
@@ -178,11 +253,15 @@ def _blocks(slot: Slot, places: Places) -> _Blocks:
             rows = edit.by_rows(slice(start, end), rows, *given)
         return rows
 
-    return _Blocks(values, before)
+    return Blocks(values, before)
 
 
 def _by_rows(slot: Slot, places: Places) -> bool:
     """Can all edits be carried out some rows at a time, each on what the one before left?"""
+    if slot.source is not None and slot.source.made is not None and not slot.source.made.by_rows:
+        return False
+    if not slot.edits:
+        return True
     first, *others = slot.edits
     read = None if first.reads is None else places.of(first.reads)
     if read is None or read.info.shape != slot.shape:
@@ -197,34 +276,10 @@ def _inputs(edit: Edit, dtype: str) -> list[torch.Tensor]:
     return [load_finite(tensor).to(computed) for tensor in edit.inputs]
 
 
-def _read_whole(place: Place | None, name: str) -> torch.Tensor:
-    if place is None:
-        raise BaseError(f"the base keeps no '{name}', which the adapter changes")
-    return tensors.computed_in(_read(place, name, place.info))
-
-
-def _read_rows(place: Place, name: str, start: int, end: int) -> torch.Tensor:
-    """Rows [start, end) as a matrix, as far as there are any."""
-    info = place.info
-    rows, width = _grid(info.shape)
-    start, end = min(start, rows), min(end, rows)
-    size = (info.end - info.start) // max(1, rows)
-    cut = TensorInfo(
-        info.dtype, (end - start, width), info.start + start * size, info.start + end * size
-    )
-    return tensors.computed_in(_read(place, name, cut))
-
-
-def _read(place: Place, name: str, info: TensorInfo) -> torch.Tensor:
-    try:
-        return tensors.read_tensor(place.path, name, info)
-    except ArtifactError as fault:
-        raise BaseError(fault.message) from None
-
-
-def _write(out: int, data: memoryview) -> None:
+def _write(out: int, data: memoryview, at: int) -> None:
     while data:
-        data = data[os.write(out, data) :]
+        count = os.pwrite(out, data, at)
+        data, at = data[count:], at + count
 
 
 def _not_finite(slot: Slot) -> UsageError | DamagedArtifact:

@@ -41,10 +41,11 @@ def check(
     group_size, notes = _group_size(options, quantizer, linears)
     return Recipe(
         quantizer=quantizer.name,
-        method=quantizer.method,
+        method=(symmetric and quantizer.symmetric_method) or quantizer.method,
         bits=quantizer.bits,
         group_size=group_size,
         symmetric=symmetric,
+        iterations=quantizer.iterations,
         layers=len({_layer_of(name) for name in linears}),
         modules=len(linears),
         notes=notes,
@@ -115,6 +116,11 @@ def _group_size(
         if fitting[0] == default:
             return default, ()
         return fitting[0], (f"groups of {fitting[0]}: {_does_not_divide(default, linears)}",)
+    if asked not in quantizer.group_sizes and quantizer.group_sizes == (-1,):
+        raise UsageError(
+            f"{quantizer.name} has one scale for each output and no groups: leave the group size "
+            "out"
+        )
     if asked not in quantizer.group_sizes:
         raise UsageError(
             f"vLLM serves {quantizer.name} in groups of {_listed(quantizer.group_sizes)}, not "

@@ -3,7 +3,8 @@
 The formats are those that AutoGPTQ and AutoAWQ established (its GEMM version), as vLLM reads them
 (auto_gptq.py and auto_awq.py in vllm/model_executor/layers/quantization): 4-bit values, eight to an
 int32, GPTQ's along the inputs and AWQ's along the outputs; zero points eight to an int32 along the
-outputs; one scale for each group of inputs and output.
+outputs; one scale for each group of inputs and output. Int8 is compressed-tensors' int-quantized:
+values as they are, one scale for each output.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ def _gptq(recipe: Recipe, outputs: int, inputs: int) -> Layout:
     }
 
 
+def _int8(recipe: Recipe, outputs: int, inputs: int) -> Layout:
+    return {"weight": ("I8", (outputs, inputs)), "weight_scale": ("F32", (outputs, 1))}
+
+
 def _groups(recipe: Recipe, inputs: int) -> int:
     return 1 if recipe.group_size == -1 else inputs // recipe.group_size
 
@@ -79,8 +84,32 @@ def _gptq_config(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-_LAYOUTS: Mapping[str, Callable[[Recipe, int, int], Layout]] = {"awq": _awq, "gptq": _gptq}
+def _int8_config(recipe: Recipe) -> dict[str, Any]:
+    values = {"type": "int", "num_bits": recipe.bits, "symmetric": recipe.symmetric}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**values, "strategy": "channel", "dynamic": False},
+        "input_activations": {**values, "strategy": "token", "dynamic": True},
+        "output_activations": None,
+        "format": "int-quantized",
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }
+
+
+_LAYOUTS: Mapping[str, Callable[[Recipe, int, int], Layout]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "compressed-tensors": _int8,
+}
 _CONFIGS: Mapping[str, Callable[[Recipe], dict[str, Any]]] = {
     "awq": _awq_config,
     "gptq": _gptq_config,
+    "compressed-tensors": _int8_config,
 }

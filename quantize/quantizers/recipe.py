@@ -18,6 +18,8 @@ class Recipe(Frozen):
     symmetric: bool
     # GPTQ's reordering by activation; vLLM's CPU kernel has none.
     desc_act: bool = False
+    # Steps of learning, where rounding is learnt.
+    iterations: int | None = None
     # How many decoder layers, and linear modules in them, are rounded.
     layers: int
     modules: int

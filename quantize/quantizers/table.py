@@ -3,7 +3,7 @@
 The limits are those of vllm/model_executor: layers/quantization/auto_gptq.py (symmetric only,
 MARLIN_SUPPORTED_GROUP_SIZES), auto_awq.py (4 bits; without zero points the CPU kernel would read
 the values wrong), kernels/linear/mixed_precision/cpu.py (4 bits, inputs and outputs in multiples
-of 32).
+of 32); for int8, kernels/linear/scaled_mm: cpu.py takes any size, the CUDA kernel multiples of 16.
 """
 
 from __future__ import annotations
@@ -37,11 +37,18 @@ class Quantizer:
     # Does it look at texts?
     calibrated: bool
     method_note: str
+    # The checkpoint's where it is symmetric, if that is another.
+    symmetric_method: str | None = None
+    # Steps of learning, where rounding is learnt.
+    iterations: int | None = None
 
 
 # Norm, attention, norm, MLP: what gptqmodel's AWQ takes every Llama-like model for. It moves scales
 # into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2, OLMo 2).
 _PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
+
+# For tools that leave the norms as they are.
+_DECODERS = (*_PRE_NORM, "gemma2", "gemma3_text", "olmo2")
 
 QUANTIZERS: tuple[Quantizer, ...] = (
     Quantizer(
@@ -72,9 +79,45 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         inputs=32,
         outputs=32,
         # It changes nothing but the linear modules.
+        # Gemma 3 it cannot run (7.6.0: "missing … 'layer_type'").
         model_types=(*_PRE_NORM, "gemma2", "olmo2"),
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
+    ),
+    Quantizer(
+        name="w8a8",
+        title="W8A8, int8",
+        environment="llmcompressor",
+        driver="llmcompressor_driver.py",
+        method="compressed-tensors",
+        bits=8,
+        # A scale for each output, and one for each token that comes in.
+        group_sizes=(-1,),
+        symmetric=(True,),
+        inputs=16,
+        outputs=16,
+        # Its driver smooths those only that it may.
+        model_types=_DECODERS,
+        calibrated=True,
+        method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
+    ),
+    Quantizer(
+        name="autoround",
+        title="AutoRound, 4 bits",
+        environment="autoround",
+        driver="autoround_driver.py",
+        method="awq",
+        bits=4,
+        group_sizes=(128, 64, 32),
+        symmetric=(False, True),
+        inputs=32,
+        outputs=32,
+        model_types=_DECODERS,
+        calibrated=True,
+        method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
+        symmetric_method="gptq",
+        # The tool's own default is 200: four times as long for a little more.
+        iterations=50,
     ),
 )
 

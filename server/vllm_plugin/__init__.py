@@ -4,6 +4,8 @@ vLLM calls `register` (entry point group `vllm.general_plugins`) in each of its 
 server, engine core, workers, and short-lived ones that inspect a model. It does nothing unless
 `ADAPTERCTL_ENGINE_STORE` names a store, so the package is inert in anybody else's vLLM.
 
+    probe.py      a process of its own that loads one model and measures it: recorder.py (sees every
+                  distribution inside the worker), distributions.py (KL divergence, files)
     orphans.py    no engine process outlives the one that started it
     resolver.py   engine name (sha256-<hex>) -> the directory in the store, under a lease
     patches.py    every change to vLLM itself, each with its reason and version

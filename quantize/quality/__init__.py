@@ -1,0 +1,1 @@
+"""What quality a model has, measured as vLLM serves it, and what it lost against another."""

@@ -1,0 +1,1 @@
+"""Scripts that run in a tool's own environment, where nothing of adapterctl can be imported."""
