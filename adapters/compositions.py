@@ -73,6 +73,15 @@ def is_composition(text: str) -> bool:
     return _PLUS in text or _TIMES in text
 
 
+def refuse_composition(reference: str) -> None:
+    """Raises UsageError for a composition where one version is needed."""
+    if is_composition(reference):
+        raise UsageError(
+            f"'{reference}' is a composition: make it a version first, with "
+            "`adapterctl compose NEW REF=WEIGHT...`, and take that"
+        )
+
+
 def parse_composition(text: str) -> tuple[Part, ...]:
     """`a*0.7+b:prod*0.3`; a weight that is left out is 1. Raises InvalidReference."""
     if len(text) > MAX_PARTS * MAX_REFERENCE_LENGTH:

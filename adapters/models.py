@@ -60,6 +60,27 @@ class ExpertsSpec(Frozen):
     router: str | None
 
 
+class Quantization(Frozen):
+    """How a base's weights are quantized.
+
+    `layout` is a row of adapters/bases/packing.py; None where that table has none for `method`,
+    and then only the names and the method are known. `group_size` None: one scale a row (or of
+    another kind: bitsandbytes). `activation_bits` None: activations stay as they are.
+    """
+
+    # As `quant_method` in the checkpoint: awq, gptq, auto-round, compressed-tensors, bitsandbytes.
+    method: str
+    layout: str | None = None
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    activation_bits: int | None = None
+    # The file that says so where config.json does not; an engine has to be told the method then.
+    beside: str | None = None
+    # Linear modules that are not quantized.
+    plain: tuple[str, ...] = ()
+
+
 class BaseDescriptor(Frozen):
     """What intake must know of a base to check an adapter tensor by tensor."""
 
@@ -81,6 +102,8 @@ class BaseDescriptor(Frozen):
     # None in bases that were added before these were noted, or where layers differ.
     attention_heads: int | None = None
     key_value_heads: int | None = None
+    # None: 16 bits or more, or added before this was noted.
+    quantization: Quantization | None = None
     # Where its weights lie now, if at hand; no part of what the base is, so never stored.
     directory: str | None = Field(default=None, exclude=True)
 

@@ -1,107 +1,169 @@
-"""One piece of work in a process of its own: `python -m quantize.job`.
+"""The process of one job: `python -P -m quantize.job STORE ID [LOCK]`.
 
-Reads one order from stdin, writes events to stdout, a JSON document a line: {"step": text},
-{"progress": [done, total]}, at last {"result": document} or {"error": body}. A closed stdin is
-the order to stop.
+Waits for its turn, does what was ordered, and notes in the registry what became of it. LOCK is the
+descriptor of the job's lock if whoever started the process holds it already; the lock lasts as
+long as the process and is how everybody else knows that it lives. SIGINT and SIGTERM cancel the
+job. What is printed goes to the job's log, where the starter has led stdout and stderr.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import shutil
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
+import traceback
 from pathlib import Path
-from typing import IO, Any
+from types import FrameType
+from typing import NamedTuple
 
-from adapters.errors import AdapterctlError
+from adapters.catalog import Catalog
+from adapters.errors import AdapterctlError, Conflict, UsageError
+from adapters.jobs.launching import AT_ONCE_VARIABLE
+from adapters.jobs.models import JobError, JobRecord, JobState
+from adapters.registry.heavy_import import interrupt_deferred
+from adapters.store.job_files import WORK_NAME, take_job_lock
+from quantize.jobs.context import JobContext, Rejected
+from quantize.jobs.telling import Teller
 
-# How long the work gets to clean up after it was told to stop; importing torch alone takes seconds.
-_GRACE_S = 20.0
-# Terminals and pipes need no more.
-_INTERVAL_S = 0.1
+_TURN_INTERVAL_S = 0.25
+
+
+class _Outcome(NamedTuple):
+    state: JobState
+    result: dict[str, object] | None = None
+    error: JobError | None = None
 
 
 def main() -> None:
-    """Run the order on stdin."""
-    events = _own_stdout()
-    try:
-        line = sys.stdin.buffer.readline()
-        if not line:
-            return  # told to stop before there was anything to do
-        order = json.loads(line)
-        threading.Thread(target=_stop_with_parent, daemon=True).start()
-        # What is served meanwhile goes first.
-        os.nice(5)
-        _write(events, {"result": _run(order, events)})
-    except AdapterctlError as error:
-        _write(events, error.body())
-    except KeyboardInterrupt:
-        sys.exit(1)
-
-
-def _run(order: dict[str, Any], events: IO[str]) -> Any:
-    import torch
-
-    from adapters.catalog import Catalog
-    from quantize.merging.merge import Watcher, merge
-
-    assert order["operation"] == "merge", "the only one there is"
-    # Blocks are small: threads would wait for each other after every step, and on a machine that
-    # serves meanwhile that is most of the time (measured with two: 30 s for 2.2 GB).
-    torch.set_num_threads(1)
-    out = order["out"]
-    watch = Watcher(step=lambda text: _write(events, {"step": text}), progress=_sparing(events))
-    with Catalog.open(Path(order["store"])) as catalog:
-        merged = merge(
-            catalog,
-            order["reference"],
-            None if out is None else Path(out),
-            dtype=order["dtype"],
-            watch=watch,
-        )
-    return merged.model_dump(mode="json")
-
-
-def _sparing(events: IO[str]) -> Callable[[int, int], None]:
-    """Tells of the progress some times a second, however often it is called."""
-    told = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if done >= total or now - told >= _INTERVAL_S:
-            told = now
-            _write(events, {"progress": [done, total]})
-
-    return progress
-
-
-def _own_stdout() -> IO[str]:
-    """The pipe to the parent; whatever a library prints goes to stderr from now on."""
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    """Run the job that the arguments name; what became of it is in the registry."""
+    root, job_id, *lock = sys.argv[1:]
     logging.basicConfig(stream=sys.stderr)
-    return events
+    # What a library prints stands in the log when it was printed, and survives kill -9.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    _stop_once()
+    try:
+        run(Path(root), job_id, int(lock[0]) if lock else None)
+    except KeyboardInterrupt:
+        if not lock:
+            raise  # it may be another's
+        # So early that there was no work to break off.
+        with Catalog.open(Path(root)) as catalog:
+            catalog.finish_job(job_id, JobState.CANCELLED)
 
 
-def _write(events: IO[str], event: dict[str, Any]) -> None:
-    events.write(json.dumps(event) + "\n")
-    events.flush()
+def run(root: Path, job_id: str, lock: int | None = None) -> None:
+    """One job from its place in the queue to its end. Raises Conflict if it lives already."""
+    with Catalog.open(root) as catalog:
+        job = catalog.job(job_id)
+        if lock is None:
+            lock = take_job_lock(catalog.layout, job.id)
+            if lock is None:
+                raise Conflict(f"job {job.id} has a process already")
+        # Not for what this process starts: a tool that outlived it would look like the job.
+        os.set_inheritable(lock, False)
+        outcome = _outcome(catalog, job)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if outcome.state is JobState.SUCCEEDED:
+            shutil.rmtree(catalog.layout.job(job.id) / WORK_NAME, ignore_errors=True)
+        catalog.finish_job(job.id, outcome.state, result=outcome.result, error=outcome.error)
+        # At once: torch takes a while to go, and who resumes the job would be told that it lives.
+        os.close(lock)
 
 
-def _stop_with_parent() -> None:
-    # Not through the buffer: a thread that holds its lock ends the interpreter's exit in a crash.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGINT)
-    threading.Event().wait(_GRACE_S)
-    # Deep in a library that ignores the signal. What is left can be gone on from.
-    os._exit(1)
+def _outcome(catalog: Catalog, job: JobRecord) -> _Outcome:
+    """Does the work; whatever happens to it becomes a state."""
+
+    def give_up() -> None:
+        try:
+            catalog.finish_job(job.id, JobState.CANCELLED)
+        finally:
+            os._exit(1)
+
+    try:
+        with Teller(catalog.layout, job.id, give_up) as teller:
+            _wait_for_turn(catalog, job.id)
+            return _Outcome(JobState.SUCCEEDED, _work(catalog, job, teller))
+    except KeyboardInterrupt:
+        return _Outcome(JobState.CANCELLED)
+    except Rejected as rejected:
+        error = JobError(code="rejected", message=rejected.message)
+        return _Outcome(JobState.REJECTED, rejected.result.model_dump(mode="json"), error)
+    except AdapterctlError as fault:
+        return _failed(fault.code, fault.message)
+    except ModuleNotFoundError as fault:
+        traceback.print_exc()
+        return _failed(
+            AdapterctlError.code,
+            f"this needs {fault.name}, which is not installed: install adapterctl[cpu] or "
+            "adapterctl[gpu]",
+        )
+    except Exception as fault:  # noqa: BLE001  the boundary: logged, and said in one line
+        traceback.print_exc()
+        summary = f"{type(fault).__name__}: {fault}" if str(fault) else type(fault).__name__
+        return _failed(
+            AdapterctlError.code,
+            f"this is a fault in adapterctl ({summary}); the details are in {job.log}",
+        )
+
+
+def _wait_for_turn(catalog: Catalog, job_id: str) -> None:
+    at_once = _at_once()
+    while not catalog.claim_turn(job_id, at_once):
+        time.sleep(_TURN_INTERVAL_S)
+    # What is served meanwhile goes first.
+    os.nice(5)
+
+
+def _at_once() -> int:
+    text = os.environ.get(AT_ONCE_VARIABLE) or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{AT_ONCE_VARIABLE} is '{text}': give a number from 1 on, or unset it")
+    return int(text)
+
+
+def _work(catalog: Catalog, job: JobRecord, teller: Teller) -> dict[str, object]:
+    # Not before its turn: torch takes seconds and hundreds of megabytes.
+    teller.step("starting")
+    with interrupt_deferred():
+        from quantize.jobs.kinds import KINDS
+        from quantize.merging.merge import Watcher
+
+    context = JobContext(
+        id=job.id,
+        catalog=catalog,
+        directory=catalog.layout.job(job.id),
+        actor=job.actor,
+        watch=Watcher(step=teller.step, progress=teller.progress),
+        starts=job.starts,
+    )
+    function = KINDS.get(job.kind)
+    if function is None:
+        raise UsageError(f"this adapterctl has no jobs of the kind '{job.kind}'")
+    return function(context, job.order).model_dump(mode="json")
+
+
+def _failed(code: str, message: str) -> _Outcome:
+    sys.stderr.write(f"failed: {message}\n")
+    return _Outcome(JobState.FAILED, error=JobError(code=code, message=message))
+
+
+def _stop_once() -> None:
+    """The first SIGINT or SIGTERM is KeyboardInterrupt; a second must not hit the cleaning up."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        # By way of SIGINT, which is held back while torch is imported.
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, terminate)
 
 
 if __name__ == "__main__":

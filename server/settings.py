@@ -78,6 +78,9 @@ class ServeSettings(Frozen):
         False,
         description="Let requests bring a `chat_template`: a program that the engine then runs.",
     )
+    jobs_at_once: int = Field(
+        1, ge=1, le=64, description="Jobs (merges and the like) that run at the same time."
+    )
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )

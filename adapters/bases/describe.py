@@ -12,11 +12,13 @@ from typing import Any
 
 from adapters.bases.digest import digest_of
 from adapters.bases.embedding_lora import EMBEDDING_LORA
+from adapters.bases.engine_limits import layer_refusal, on_cpu
 from adapters.bases.experts import experts_of
 from adapters.bases.headers import TensorInfo
+from adapters.bases.quantized import check_quantized, declared_quantization
 from adapters.bases.shards import BaseFiles, open_base
 from adapters.errors import BaseError
-from adapters.models import BaseDescriptor, ModuleSpec
+from adapters.models import BaseDescriptor, ModuleSpec, Quantization
 from adapters.registry.heavy_import import interrupt_deferred
 
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -33,7 +35,8 @@ def describe_base(path: Path) -> BaseDescriptor:
 
     Raises BaseError: no config.json; no, only pickled or GGUF weights; a shard that is missing,
     truncated or of other shapes than the config says; an architecture that transformers does not
-    know; a model that is not a causal language model.
+    know; a model that is not a causal language model; quantized weights whose packed tensors do
+    not fit the modules, or that vLLM does not serve.
     """
     files = open_base(path)
     with interrupt_deferred():
@@ -61,11 +64,12 @@ def _describe(files: BaseFiles) -> BaseDescriptor:
     model = _on_meta(config, architecture)
     modules, parameters = _modules_and_parameters(model)
     stored = files.tensors()
-    quantized = bool(files.config.get("quantization_config"))
+    declared = declared_quantization(files)
     text = config.get_text_config()
     tied = bool(getattr(text, "tie_word_embeddings", False))
-    _check_weights(model, files, quantized=quantized)
-    return BaseDescriptor(
+    quantization = None if declared is None else check_quantized(declared, modules, files)
+    _check_weights(model, files, _packed(quantization, modules))
+    found = BaseDescriptor(
         digest=digest_of(files),
         architecture=architecture,
         model_type=str(config.model_type),
@@ -81,7 +85,12 @@ def _describe(files: BaseFiles) -> BaseDescriptor:
         embedding_weights=_embedding_weights(files, architecture, tied),
         attention_heads=_count(text, "num_attention_heads"),
         key_value_heads=_count(text, "num_key_value_heads") or _count(text, "num_attention_heads"),
+        quantization=quantization,
     )
+    refusal = layer_refusal(found, cpu=on_cpu())
+    if refusal is not None:
+        raise BaseError(refusal)
+    return found
 
 
 def _count(config: Any, key: str) -> int | None:
@@ -194,37 +203,53 @@ def _context_length(text: Any) -> int:
     return 0
 
 
-def _check_weights(model: Any, files: BaseFiles, *, quantized: bool) -> None:
-    """Every weight of the model is in the shards with its shape, as far as names can tell.
+def _packed(
+    quantization: Quantization | None, modules: tuple[ModuleSpec, ...]
+) -> frozenset[str] | None:
+    """The weights that are packed, and proved elsewhere; None if any might be."""
+    if quantization is None:
+        return frozenset()
+    if quantization.layout is None:
+        return None
+    plain = set(quantization.plain)
+    return frozenset(
+        f"{m.name}.weight" for m in modules if m.kind != "embedding" and m.name not in plain
+    )
 
-    Quantized weights have names and shapes of their own, and transformers rewrites some
-    checkpoints while loading (fused experts, moved prefixes); there only what has the model's
-    name is compared.
+
+def _check_weights(model: Any, files: BaseFiles, packed: frozenset[str] | None) -> None:
+    """Every weight of the model that is not `packed` is in the shards with its shape.
+
+    As far as names can tell: where `packed` is None, weights have names and shapes that are not
+    known here, and transformers rewrites some checkpoints while loading (fused experts, moved
+    prefixes); there only what has the model's name is compared.
     """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     stored = files.tensors()
-    rewritten = bool(get_checkpoint_conversion_mapping(model.config.model_type))
+    loose = packed is None or bool(get_checkpoint_conversion_mapping(model.config.model_type))
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     # Some checkpoints (GPT-2's) are saved from the model without its head: no prefix.
     prefix = f"{model.base_model_prefix}."
     missing: list[str] = []
     persistent = model.state_dict()
     for name, tensor in persistent.items():
+        if packed and name in packed:
+            continue
         found = stored.get(name) or stored.get(name.removeprefix(prefix))
         if found is None:
             if name not in tied:
                 missing.append(name)
             continue
         shard, info = found
-        if info.shape != tuple(tensor.shape) and not quantized:
+        if info.shape != tuple(tensor.shape) and packed is not None:
             raise BaseError(
                 f"'{name}' in {shard} has shape {list(info.shape)}; by config.json it must be "
                 f"{list(tensor.shape)}: weights and config do not belong together"
             )
-    if len(missing) == len(persistent) and not (quantized or rewritten):
+    if len(missing) == len(persistent) and not loose:
         raise BaseError(f"none of the tensors in {files.root} is one of the model's; {_MIXED}")
-    if missing and not (quantized or rewritten):
+    if missing and not loose:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BaseError(f"the weights in {files.root} lack '{missing[0]}'{more}; {_MIXED}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from adapters.errors import BaseError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# AutoGPTQ's own name for a single file; every loader of safetensors takes it.
+_AUTOGPTQ = "gptq_model-*bit-*g.safetensors"
 _MAX_JSON_BYTES = 100_000_000
 
 
@@ -61,7 +64,7 @@ def _open(path: Path) -> BaseFiles:
         raise BaseError(f"{path} does not exist; give a Hugging Face model directory")
     if not (path / "config.json").is_file():
         raise BaseError(_without_config(path))
-    config = _read_object(path / "config.json")
+    config = read_object(path / "config.json")
     names = _shard_names(path)
     shards: dict[str, Header] = {}
     seen: dict[str, str] = {}
@@ -92,7 +95,8 @@ def _without_config(path: Path) -> str:
     return f"{path} has no config.json; give a Hugging Face model directory"
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of the base's directory; raises BaseError, or OSError."""
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise BaseError(f"{path.name} is larger than {_MAX_JSON_BYTES} bytes")
     try:
@@ -110,8 +114,11 @@ def _shard_names(path: Path) -> dict[str, list[str]]:
     if not index and single:
         return {SINGLE: []}
     if not index:
+        named = [p.name for p in path.glob("*.safetensors")]
+        if len(named) == 1 and fnmatch(named[0], _AUTOGPTQ):
+            return {named[0]: []}
         raise BaseError(_without_weights(path))
-    weight_map = _read_object(path / INDEX).get("weight_map")
+    weight_map = read_object(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BaseError(f"{INDEX} has no weight_map")
     names: dict[str, list[str]] = {}

@@ -6,7 +6,7 @@ gives the same result, so an order holds everything that a result depends on.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -89,4 +89,4 @@ class EvaluateOrder(Frozen):
     out: str | None = None
 
 
-Order = MergeOrder | EvaluateOrder
+Order = Annotated[MergeOrder | EvaluateOrder, Field(discriminator="kind")]

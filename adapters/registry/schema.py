@@ -121,3 +121,26 @@ keys = Table(
     Column("created_at", String, nullable=False),
     Column("revoked_at", String),
 )
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("kind", String, nullable=False),
+    Column("ordered", Text, nullable=False),  # the order as JSON
+    Column("state", String, nullable=False),
+    Column("turn", Integer, nullable=False),  # the place in the queue: the lowest is next
+    Column("starts", Integer, nullable=False),  # how often it was begun or gone on with
+    Column("cancel", Integer, nullable=False),  # 1: somebody wants it to end
+    Column("step", String),
+    Column("done", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("created_at", String, nullable=False),
+    Column("started_at", String),
+    Column("ended_at", String),
+    Column("result", Text),
+    Column("error", Text),  # {"code", "message"}
+    Index("ix_jobs_state", "state"),
+)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.store.durable import fsync_directory, store_io
+from adapters.store.job_files import job_lives
 from adapters.store.layout import StoreLayout
 from adapters.store.leases import dead_engines, held_digests, remove_dead_leases
 from adapters.store.locks import open_lock_file, store_lock, try_flock
@@ -31,12 +32,20 @@ class GcReport:
     bytes_freed: int
 
 
-def collect(layout: StoreLayout, used: Callable[[], Collection[str]], *, dry_run: bool) -> GcReport:
+def collect(
+    layout: StoreLayout,
+    used: Callable[[], Collection[str]],
+    jobs: Callable[[], Collection[str]],
+    *,
+    dry_run: bool,
+) -> GcReport:
     """Removes every blob that `used()` does not name and no live engine holds.
 
-    `used` is asked under the store's exclusive lock, so no registration stands between its blob
-    and its commit, and no engine between its look at a blob and its lease. Under the lock blobs
-    are only renamed away, which is quick; their files are deleted after it.
+    Of the jobs' directories only those go that are not among the ids `jobs()`: what an order left
+    that was cut short. `used` and `jobs` are asked under the store's exclusive lock, so nothing
+    stands between a blob or a directory and its commit, and no engine between its look at a blob
+    and its lease. Under the lock they are only renamed away, which is quick; their files are
+    deleted after it.
     """
     with store_io(layout.root):
         trash = layout.staging / f"trash-{os.getpid()}-{secrets.token_hex(8)}"
@@ -45,7 +54,7 @@ def collect(layout: StoreLayout, used: Callable[[], Collection[str]], *, dry_run
             held = held_digests(layout)
             orphans = [digest for digest in layout.stored_digests() if digest not in keep]
             doomed = [digest for digest in orphans if digest not in held]
-            dead = _dead_staging(layout)
+            dead = [*_dead_staging(layout), *_nobodys_jobs(layout, set(jobs()))]
             leases = dead_engines(layout) if dry_run else remove_dead_leases(layout)
             size = sum(_size(layout.blob(digest)) for digest in doomed)
             size += sum(_size(directory) for directory in dead)
@@ -71,6 +80,16 @@ def _dead_staging(layout: StoreLayout) -> list[Path]:
     if not layout.staging.is_dir():
         return []
     return sorted(entry for entry in layout.staging.iterdir() if not staging_lives(entry))
+
+
+def _nobodys_jobs(layout: StoreLayout, known: set[str]) -> list[Path]:
+    if not layout.jobs.is_dir():
+        return []
+    return sorted(
+        entry
+        for entry in layout.jobs.iterdir()
+        if entry.name not in known and not job_lives(layout, entry.name)
+    )
 
 
 def _move_to_trash(layout: StoreLayout, trash: Path, doomed: list[str], dead: list[Path]) -> int:

@@ -6,6 +6,7 @@ STORE/blobs/sha256/<2 hex>/<64 hex>/   one immutable version: its files and cont
 STORE/staging/<unique>/                work in progress; `lock` in it is held while it lives
 STORE/leases/<engine-id>.lock, /<hex>  what a running engine may read again
 STORE/logs/, STORE/run/                the server's own
+STORE/jobs/<id>/                       a job's: `lock` held while it lives, `log`, `work/`
 STORE/store.lock                       shared: publish and hold; exclusive: gc and migrations
 STORE/repair.lock                      exclusive: replacing a damaged blob
 """
@@ -65,6 +66,7 @@ class StoreLayout:
         self.leases = root / "leases"
         self.logs = root / "logs"
         self.run = root / "run"
+        self.jobs = root / "jobs"
         self.lock = root / "store.lock"
         self.repair_lock = root / "repair.lock"
 
@@ -72,6 +74,10 @@ class StoreLayout:
         """The directory of a version's content; raises InvalidReference for a malformed digest."""
         digits = digest_hex(digest)
         return self.blobs / digits[:2] / digits
+
+    def job(self, job_id: str) -> Path:
+        """A job's own directory; `job_id` is one that the registry gave."""
+        return self.jobs / job_id
 
     def directories(self) -> tuple[Path, ...]:
         """Every directory that a store has from the start, parents first."""
@@ -83,6 +89,7 @@ class StoreLayout:
             self.leases,
             self.logs,
             self.run,
+            self.jobs,
         )
 
     def stored_digests(self) -> list[str]:

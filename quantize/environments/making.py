@@ -143,7 +143,8 @@ def _fill(row: Environment, locks: Path, torch: Torch | None, part: Path, log: I
     python = part / "bin" / "python"
     # Relocatable: it is renamed once it is complete.
     _uv(row, log, "venv", "--relocatable", "--no-project", "--python", sys.executable, str(part))
-    install = ("pip", "install", "--python", str(python))
+    # Compiled once, here: not at each start of the tool.
+    install = ("pip", "install", "--compile-bytecode", "--python", str(python))
     hashed = ("--no-deps", "--require-hashes", "--build-constraints", str(locks / _BUILD_LOCK))
     _uv(row, log, *install, *hashed, "-r", str(locks / f"{row.name}.txt"))
     if torch is not None:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict
 
 from adapters.errors import BaseError
 from adapters.models import Frozen
@@ -25,6 +26,9 @@ class LayerError(Frozen):
     changes weights and no result. `rescaled`: this layer's were, and `error` is what remains when
     the best scales of rows and columns are divided out; `as_stored` is without that.
     """
+
+    # Of broken weights an error is no finite number, which JSON has no other way to tell.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     module: str
     error: float

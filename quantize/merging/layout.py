@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from adapters.bases.headers import ITEM_SIZE, Header, TensorInfo
 from adapters.bases.shards import BaseFiles, stored_name
@@ -17,15 +19,39 @@ from adapters.intake.merging import Edit, MergePlan, weight_of
 from adapters.intake.tied import input_embedding, output_head
 from adapters.models import BaseDescriptor
 
+if TYPE_CHECKING:
+    import torch
+
 STORED_DTYPE = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
+
+
+# Rows [start, end) of a parameter as a matrix, in the dtype in which a merge computes.
+Rows = Callable[[int, int], "torch.Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How values that no file holds as they are used are computed.
+
+    `open()` reads what all rows need and gives the rows, for one thread. `by_rows` False: all of
+    the parameter is in memory from then on.
+    """
+
+    open: Callable[[], Rows]
+    by_rows: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of the base: the shard it is in and where."""
+    """A tensor of the base: the shard it is in and where.
+
+    With `made` its values are not the bytes there but what that makes; `info` has their shape and
+    the dtype that the model keeps them in.
+    """
 
     path: Path
     info: TensorInfo
+    made: Made | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +75,10 @@ class Slot:
     @property
     def copied(self) -> bool:
         """Is it the base's, bit by bit?"""
-        return not self.edits and self.source is not None and self.source.info.dtype == self.dtype
+        source = self.source
+        if self.edits or source is None or source.made is not None:
+            return False
+        return source.info.dtype == self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +95,15 @@ class Shard:
 
 
 class Places:
-    """Where the base keeps its parameters, by the model's names for them."""
+    """Where the base keeps its parameters, by the model's names for them.
 
-    def __init__(self, files: BaseFiles) -> None:
+    `made`, by the checkpoint's names: what takes the place of values as they are stored.
+    """
+
+    def __init__(self, files: BaseFiles, made: Mapping[str, Made] = MappingProxyType({})) -> None:
         self._files = files
         self._tensors = files.tensors()
+        self._made = made
 
     def of(self, parameter: str) -> Place | None:
         stored = stored_name(self._files, parameter)
@@ -78,19 +111,23 @@ class Places:
 
     def stored(self, name: str) -> Place:
         shard, info = self._tensors[name]
-        return Place(self._files.root / shard, info)
+        return Place(self._files.root / shard, info, self._made.get(name))
 
 
 def planned_shards(
-    files: BaseFiles, base: BaseDescriptor, plan: MergePlan, dtype: str | None
+    files: BaseFiles,
+    base: BaseDescriptor,
+    plan: MergePlan,
+    dtype: str | None,
+    places: Places | None = None,
 ) -> tuple[Shard, ...]:
     """The base's shards with its tensors in its order, some of them changed.
 
     New parameters come at the end of the last shard. `dtype` (bfloat16, …) is that of every
-    floating-point tensor; with None each keeps its own. Raises BaseError for a parameter that the
-    base does not keep in plain floats.
+    floating-point tensor; with None each keeps its own. `places` None: as they are stored. Raises
+    BaseError for a parameter that the base does not keep in plain floats.
     """
-    places = Places(files)
+    places = places or Places(files)
     wanted = None if dtype is None else STORED_DTYPE[dtype]
     edits, new = _by_stored_name(files, base, plan)
     shards = []

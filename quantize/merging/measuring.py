@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from adapters.intake import tensors
 from adapters.models import Frozen
-from quantize.merging.models import ChangedParameter, Rounding
+from quantize.merging.models import (
+    ChangedParameter,
+    ParameterDifference,
+    Rounding,
+    WeightsComparison,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +39,18 @@ class Measured(Frozen):
             relative=delta / before if before else None,
             noise=noise / delta if delta else None,
         )
+
+
+class Compared(Frozen):
+    """Sums of squares over one parameter: of the difference between the two merged models, of the
+    one that was merged into the original weights."""
+
+    parameter: str
+    difference: float
+    size: float
+
+    def relative(self) -> float:
+        return math.sqrt(self.difference / self.size) if self.size else 0.0
 
 
 @dataclass(slots=True)
@@ -73,6 +90,21 @@ def rounding_of(measured: Iterable[Measured]) -> Rounding:
     changed = [m.changed() for m in found if m.delta]
     worst = max(changed, key=lambda item: item.noise or 0.0, default=None)
     return Rounding(overall=math.sqrt(noise / delta) if delta else 0.0, worst=worst)
+
+
+def comparison_of(compared: Iterable[Compared]) -> WeightsComparison:
+    """The difference of both models over all parameters, and where it is worst."""
+    found = list(compared)
+    difference = math.fsum(item.difference for item in found)
+    size = math.fsum(item.size for item in found)
+    parameters = tuple(
+        ParameterDifference(parameter=item.parameter, relative=item.relative()) for item in found
+    )
+    return WeightsComparison(
+        overall=math.sqrt(difference / size) if size else 0.0,
+        worst=max(parameters, key=lambda item: item.relative, default=None),
+        parameters=parameters,
+    )
 
 
 def drowning(rounding: Rounding, dtype: str) -> tuple[str, ...]:

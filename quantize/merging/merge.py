@@ -14,10 +14,13 @@ import torch
 
 import adapters
 from adapters.catalog import Catalog
+from adapters.jobs.orders import BaseWeights
 from adapters.models import Origin
-from quantize.merging.layout import Places, Shard, planned_shards
-from quantize.merging.measuring import Measured, drowning, rounding_of
-from quantize.merging.models import Dtype, Merged, MergeReport
+from quantize.merging.base_weights import Asked
+from quantize.merging.comparing import compared_shard
+from quantize.merging.layout import Shard, planned_shards
+from quantize.merging.measuring import Measured, comparison_of, drowning, rounding_of
+from quantize.merging.models import Dtype, Merged, MergeReport, UsedWeights
 from quantize.merging.side_files import notes_on, side_files
 from quantize.merging.source import MergeSource, open_source
 from quantize.merging.workspace import REPORT, Workspace, check_out, written
@@ -44,29 +47,37 @@ def merge(
     out: Path | None,
     *,
     dtype: Dtype | None = None,
+    base_weights: BaseWeights = "original",
+    nf4_checkpoint: Path | None = None,
+    compare_base_weights: bool = False,
     watch: Watcher | None = None,
 ) -> Merged:
     """Merge the version `reference` into its base and write the model to the directory `out`.
 
     W' is computed in fp32 (fp64 for a base in fp64) and rounded once to the output dtype: the
     base's own for each tensor, or `dtype` for every floating-point tensor. `out` None is
-    NAME-VERSION-merged in the working directory. The same inputs give the same bytes, but for
-    merge_report.json, which holds this run's cost. Raises AdapterctlError subclasses.
+    NAME-VERSION-merged in the working directory. `base_weights` says what W is, and
+    `nf4_checkpoint` where to read it when it is not the original; `compare_base_weights` computes
+    the other one, too, and reports how far both are from each other. The same inputs give the
+    same bytes, but for merge_report.json, which holds this run's cost. Raises AdapterctlError
+    subclasses.
     """
     began = time.monotonic()
     watch = watch or Watcher()
     watch.step(f"checking {reference} and its base")
-    source = open_source(catalog, reference)
+    asked = Asked(base_weights, nf4_checkpoint, compare_base_weights)
+    source = open_source(catalog, reference, asked)
     label = f"{source.version.adapter}-{source.version.label}"
     target = (Path(f"{label}-merged") if out is None else out).absolute()
     check_out(target)
-    shards = planned_shards(source.files, source.base, source.plan, dtype)
+    shards = planned_shards(source.files, source.base, source.plan, dtype, source.weights.places)
     beside = side_files(source, shards, dtype)
     with Workspace(target, _digest(source, shards, beside, dtype)) as space:
         resumed = [shard for shard in shards if space.finished(shard.name) is not None]
         measured = _write_shards(space, source, shards, beside, watch)
         source.check_unchanged()
-        report = _report(source, shards, measured, len(resumed), dtype, began)
+        used = _used_weights(space, source, shards)
+        report = _report(source, shards, measured, used, len(resumed), dtype, began)
         merged = Merged(
             name=source.version.adapter,
             version=source.version.label,
@@ -90,7 +101,7 @@ def _write_shards(
     beside: dict[str, bytes],
     watch: Watcher,
 ) -> tuple[Measured, ...]:
-    places = Places(source.files)
+    places, others = source.weights.places, source.weights.others
     total = sum(shard.size for shard in shards)
     open_shards = [shard for shard in shards if space.finished(shard.name) is None]
     left = sum(shard.size for shard in open_shards)
@@ -112,7 +123,8 @@ def _write_shards(
         if measured is None:
             with written(space.out):
                 measured = write_shard(shard, space.path, places, advance)
-                space.finish(shard.name, measured)
+                compared = () if others is None else compared_shard(shard, places, others)
+                space.finish(shard.name, measured, compared)
         found.extend(measured)
     return tuple(found)
 
@@ -123,6 +135,8 @@ def _digest(
     """What makes two runs the same: all that their bytes depend on."""
     total = hashlib.sha256(f"merge {_RECIPE} {torch.__version__} {dtype}\n".encode())
     total.update(f"{source.version.base_digest} {source.version.digest}\n".encode())
+    compared = source.weights.others is not None
+    total.update(f"{source.weights.used.model_dump_json()} {compared}\n".encode())
     for shard in shards:
         total.update(f"{shard.name}\n".encode() + shard.header)
     for name, content in beside.items():
@@ -130,10 +144,19 @@ def _digest(
     return f"sha256:{total.hexdigest()}"
 
 
+def _used_weights(space: Workspace, source: MergeSource, shards: Sequence[Shard]) -> UsedWeights:
+    used = source.weights.used
+    if source.weights.others is None:
+        return used
+    found = [item for shard in shards for item in space.compared(shard.name)]
+    return used.model_copy(update={"compared": comparison_of(found)})
+
+
 def _report(
     source: MergeSource,
     shards: Sequence[Shard],
     measured: Sequence[Measured],
+    used: UsedWeights,
     resumed: int,
     dtype: str | None,
     began: float,
@@ -152,6 +175,7 @@ def _report(
         base=Origin(reference=version.base, digest=version.base_digest),
         adapter=Origin(reference=f"{version.adapter}:{version.label}", digest=version.digest),
         composed_from=manifest.composed_from,
+        base_weights=used,
         parameters_changed=len(edited),
         values_changed=sum(math.prod(slot.shape) for slot in edited),
         added=tuple(slot.name for slot in edited if slot.name not in known),
@@ -173,5 +197,5 @@ def _report(
         peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         tools={"adapterctl": adapters.__version__, "torch": torch.__version__},
         notes=notes_on(source),
-        warnings=drowning(rounding, dtype or source.base.dtype),
+        warnings=(*source.weights.warnings, *drowning(rounding, dtype or source.base.dtype)),
     )

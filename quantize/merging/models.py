@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from adapters.jobs.orders import BaseWeights
 from adapters.models import Frozen, Lane, Origin
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -30,6 +31,38 @@ class Rounding(Frozen):
     worst: ChangedParameter | None
 
 
+class ParameterDifference(Frozen):
+    """|W'(dequantized) - W'(original)| by |W'(original)|, Frobenius norms, before rounding."""
+
+    parameter: str
+    relative: float
+
+
+class WeightsComparison(Frozen):
+    """How far the two merged models are from each other: all changed parameters together, the
+    worst of them, each of them. Where `parameters` lacks one, both models have the same."""
+
+    overall: float
+    worst: ParameterDifference | None
+    parameters: tuple[ParameterDifference, ...]
+
+
+class UsedWeights(Frozen):
+    """Which weights of the base the adapter was added to.
+
+    The others tell of the four bits that took part, as those merged into or to compare with:
+    `rounding` nf4 or fp4, how many `parameters` they hold, from which `checkpoint` (None: the
+    base's own weights).
+    """
+
+    weights: BaseWeights
+    rounding: Literal["nf4", "fp4"] | None = None
+    double_quantization: bool | None = None
+    checkpoint: Origin | None = None
+    parameters: int = 0
+    compared: WeightsComparison | None = None
+
+
 class MergeReport(Frozen):
     """What was merged, and what it cost. Sizes in bytes; `seconds` and `peak_rss` of this run."""
 
@@ -39,6 +72,7 @@ class MergeReport(Frozen):
     base: Origin
     adapter: Origin
     composed_from: tuple[Origin, ...]
+    base_weights: UsedWeights
     parameters_changed: int
     values_changed: int
     added: tuple[str, ...]

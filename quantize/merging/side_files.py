@@ -91,6 +91,8 @@ def _config(source: MergeSource, dtype: str | None) -> bytes:
     if dtype is not None:
         # Releases of transformers before 5 wrote it under the other name.
         changes["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    # What the merged model holds is no longer rounded to it.
+    config.pop("quantization_config", None)
     for key, value in changes.items():
         text = config.get("text_config")
         if isinstance(text, dict) and key in text:

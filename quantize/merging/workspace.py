@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from adapters.errors import (
     AdapterctlError,
@@ -31,7 +31,7 @@ from adapters.errors import (
 )
 from adapters.models import Frozen
 from adapters.store.durable import fsync_directory, fsync_file, write_durably
-from quantize.merging.measuring import Measured
+from quantize.merging.measuring import Compared, Measured
 
 # Beside the model, as its last file.
 REPORT = "merge_report.json"
@@ -47,6 +47,7 @@ class _State(Frozen):
 
     plan: str
     shards: dict[str, tuple[Measured, ...]]
+    compared: dict[str, tuple[Compared, ...]] = Field(default_factory=dict)
 
 
 class Workspace:
@@ -98,9 +99,19 @@ class Workspace:
         """What was measured in a shard that an earlier run finished; None if it is to be done."""
         return self._state.shards.get(shard)
 
-    def finish(self, shard: str, measured: tuple[Measured, ...]) -> None:
+    def compared(self, shard: str) -> tuple[Compared, ...]:
+        """What was compared in a finished shard."""
+        return self._state.compared.get(shard, ())
+
+    def finish(
+        self, shard: str, measured: tuple[Measured, ...], compared: tuple[Compared, ...] = ()
+    ) -> None:
         """Notes durably that the shard, which is on the disk already, is done."""
-        self._state = _State(plan=self._plan, shards={**self._state.shards, shard: measured})
+        self._state = _State(
+            plan=self._plan,
+            shards={**self._state.shards, shard: measured},
+            compared={**self._state.compared, shard: compared},
+        )
         self._write_state()
 
     def check_space(self, needed: int) -> None:
@@ -141,7 +152,8 @@ class Workspace:
         state = self._read_state()
         if state is not None and state.plan == self._plan:
             there = {n: m for n, m in state.shards.items() if (self.path / n).is_file()}
-            self._state = _State(plan=self._plan, shards=there)
+            compared = {n: c for n, c in state.compared.items() if n in there}
+            self._state = _State(plan=self._plan, shards=there, compared=compared)
         self._write_state()
         for entry in entries:
             if entry.is_dir() and not entry.is_symlink():

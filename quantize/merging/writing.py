@@ -9,25 +9,24 @@ size of the model.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapters.bases.headers import TensorInfo
-from adapters.errors import ArtifactError, BaseError, DamagedArtifact, UsageError
+from adapters.errors import BaseError, DamagedArtifact, UsageError
 from adapters.intake import tensors
 from adapters.intake.lora import load_finite
 from adapters.intake.merging import Edit, carried_out
 from adapters.store.durable import fsync_directory
-from quantize.merging.layout import Place, Places, Shard, Slot
+from quantize.merging.layout import Places, Shard, Slot
 from quantize.merging.measuring import Measured, Sums
+from quantize.merging.reading import grid, opened, read_whole
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +47,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Blocks:
+class Blocks:
     """The values of a slot's rows [start, end), in the dtype in which the merge computes."""
 
     values: Callable[[int, int], torch.Tensor]
@@ -203,9 +202,9 @@ def _by_hand(source: int, out: int, at: int, target: int, count: int) -> int | N
 def _write_values(
     slot: Slot, out: int, at: int, places: Places, advance: Advance
 ) -> Measured | None:
-    blocks = _blocks(slot, places)
-    rows, width = _grid(slot.shape)
-    step = max(1, _BLOCK // max(1, width))
+    blocks = blocks_of(slot, places)
+    rows, width = grid(slot.shape)
+    step = block_rows(width)
     dtype = tensors.TORCH_DTYPE[slot.dtype]
     sums = Sums(measured=bool(slot.edits))
     for start in range(0, rows, step):
@@ -221,30 +220,30 @@ def _write_values(
     return sums.result(slot.name) if slot.edits else None
 
 
-def _grid(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The first axis and the size of one of its rows."""
-    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+def block_rows(width: int) -> int:
+    """How many rows of `width` values are worked on at once."""
+    return max(1, _BLOCK // max(1, width))
 
 
-def _blocks(slot: Slot, places: Places) -> _Blocks:
+def blocks_of(slot: Slot, places: Places) -> Blocks:
     source = slot.source
     # Read once for both: what is changed is most often what it is compared with.
-    own = None if source is None else lru_cache(maxsize=1)(partial(_read_rows, source, slot.name))
-    alike = source is not None and _grid(source.info.shape)[1] == _grid(slot.shape)[1]
+    own = None if source is None else lru_cache(maxsize=1)(opened(source, slot.name))
+    alike = source is not None and grid(source.info.shape)[1] == grid(slot.shape)[1]
 
     def before(start: int, end: int) -> torch.Tensor | None:
         return own(start, end) if own is not None and alike else None
 
     if not slot.edits:
         assert own is not None, "what is not edited is the base's"
-        return _Blocks(own, before)
+        return Blocks(own, before)
     if not _by_rows(slot, places):
-        value = carried_out(slot.edits, lambda name: _read_whole(places.of(name), name))
-        whole = tensors.computed_in(value).reshape(_grid(slot.shape))
-        return _Blocks(lambda start, end: whole[start:end], before)
+        value = carried_out(slot.edits, lambda name: read_whole(places.of(name), name))
+        whole = tensors.computed_in(value).reshape(grid(slot.shape))
+        return Blocks(lambda start, end: whole[start:end], before)
     read = places.of(slot.edits[0].reads or "")
     assert read is not None, "looked at by _by_rows"
-    rows_of = own if own is not None and read == source else partial(_read_rows, read, slot.name)
+    rows_of = own if own is not None and read == source else opened(read, slot.name)
     inputs = [_inputs(edit, read.info.dtype) for edit in slot.edits]
 
     def values(start: int, end: int) -> torch.Tensor:
@@ -254,11 +253,13 @@ def _blocks(slot: Slot, places: Places) -> _Blocks:
             rows = edit.by_rows(slice(start, end), rows, *given)
         return rows
 
-    return _Blocks(values, before)
+    return Blocks(values, before)
 
 
 def _by_rows(slot: Slot, places: Places) -> bool:
     """Can all edits be carried out some rows at a time, each on what the one before left?"""
+    if slot.source is not None and slot.source.made is not None and not slot.source.made.by_rows:
+        return False
     if not slot.edits:
         return True
     first, *others = slot.edits
@@ -273,31 +274,6 @@ def _by_rows(slot: Slot, places: Places) -> bool:
 def _inputs(edit: Edit, dtype: str) -> list[torch.Tensor]:
     computed = tensors.TORCH_DTYPE["F64" if dtype == "F64" else "F32"]
     return [load_finite(tensor).to(computed) for tensor in edit.inputs]
-
-
-def _read_whole(place: Place | None, name: str) -> torch.Tensor:
-    if place is None:
-        raise BaseError(f"the base keeps no '{name}', which the adapter changes")
-    return tensors.computed_in(_read(place, name, place.info))
-
-
-def _read_rows(place: Place, name: str, start: int, end: int) -> torch.Tensor:
-    """Rows [start, end) as a matrix, as far as there are any."""
-    info = place.info
-    rows, width = _grid(info.shape)
-    start, end = min(start, rows), min(end, rows)
-    size = (info.end - info.start) // max(1, rows)
-    cut = TensorInfo(
-        info.dtype, (end - start, width), info.start + start * size, info.start + end * size
-    )
-    return tensors.computed_in(_read(place, name, cut))
-
-
-def _read(place: Place, name: str, info: TensorInfo) -> torch.Tensor:
-    try:
-        return tensors.read_tensor(place.path, name, info)
-    except ArtifactError as fault:
-        raise BaseError(fault.message) from None
 
 
 def _write(out: int, data: memoryview, at: int) -> None:

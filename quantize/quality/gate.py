@@ -142,7 +142,7 @@ def _sentence(passed: bool, figure: str, limit: str) -> str:
 
 def distinct(figure: float, limit: float) -> tuple[str, str]:
     """Both in as few digits as tell them apart: 0.2004 is not "0.2 above 0.2"."""
-    for digits in range(2, 17):
+    for digits in range(3, 17):
         first, second = f"{figure:.{digits}g}", f"{limit:.{digits}g}"
         if first != second and float(second) == limit:
             return first, second

@@ -53,8 +53,7 @@ class Measurement(Frozen):
 
     `peak_rss` is the process's largest resident size while it loaded, answered and was timed,
     without the KV cache, whose size anybody chooses; the several hundred MB of vLLM itself are in
-    it. `model_bytes` is what loading the model added: on a GPU as vLLM counts it, on a CPU by how
-    much the process's own memory grew, without the KV cache.
+    it. `model_bytes` is what the loaded model takes: weights, and what loading needed for good.
     `startup_seconds` is from the process's start until it could answer, `load_seconds` the part
     that is the model's. `faults` says in sentences what is not as it should be with any model.
     """

@@ -6,12 +6,15 @@ was measured, or was not measured at all.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import AwareDatetime, Field, FiniteFloat, JsonValue
 
 from adapters.models import Frozen, Origin
+from quantize.formats.comparing import LayerError
 from quantize.quality.measuring import Measurement
 from quantize.quality.regression import RegressionScore
 
@@ -46,6 +49,8 @@ class ReportedModel(Frozen):
     digest: str | None = None
     size: int
     measurement: Measurement
+    # The order is that of the layers.
+    layer_errors: tuple[LayerError, ...] = ()
     regression: RegressionScore | None = None
     tasks: tuple[TaskScore, ...] = ()
     stages: tuple[Stage, ...] = ()
@@ -117,3 +122,22 @@ class QualityReport(Frozen):
     def models(self) -> tuple[ReportedModel, ...]:
         """The reference, then the candidates."""
         return (self.reference, *self.candidates)
+
+
+def write_report(report: QualityReport, directory: Path) -> None:
+    """report.json and report.html in `directory`, each replaced as a whole; OSError as it comes."""
+    # Templates and drawings are for those who write a report, not for those who read its models.
+    from quantize.quality.html import render
+
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(directory / "report.json", report.model_dump_json(indent=2) + "\n")
+    _replace(directory / "report.html", render(report))
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -29,11 +29,14 @@ def check(
     linears = linear_modules(config, tensors, quantizer)
     symmetric = _symmetric(options, quantizer)
     for name, (outputs, inputs) in linears.items():
-        for size, what in ((inputs, "inputs"), (outputs, "outputs")):
-            if size % quantizer.multiple:
+        for size, multiple, what in (
+            (inputs, quantizer.inputs, "inputs"),
+            (outputs, quantizer.outputs, "outputs"),
+        ):
+            if size % multiple:
                 raise UsageError(
-                    f"'{name}' has {size} {what}, and vLLM serves {quantizer.name} in multiples "
-                    f"of {quantizer.multiple} only: this model cannot be quantized so"
+                    f"'{name}' has {size} {what}, and {quantizer.name} takes multiples of "
+                    f"{multiple} only: give --requantize none or another quantizer"
                 )
     group_size, notes = _group_size(options, quantizer, linears)
     return Recipe(

@@ -29,8 +29,9 @@ class Quantizer:
     group_sizes: tuple[int, ...]
     # The first is the default.
     symmetric: tuple[bool, ...]
-    # Sizes of inputs and outputs must be multiples of it.
-    multiple: int
+    # What the sizes of inputs and outputs must be multiples of.
+    inputs: int
+    outputs: int
     # model_type of config.json: dense decoders that the tool rounds right and vLLM serves.
     model_types: tuple[str, ...]
     # Does it look at texts?
@@ -46,9 +47,6 @@ class Quantizer:
 # into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2 and 3, OLMo 2).
 _PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
 
-# For tools that leave the norms as they are.
-_DECODERS = (*_PRE_NORM, "gemma2", "gemma3_text", "olmo2")
-
 QUANTIZERS: tuple[Quantizer, ...] = (
     Quantizer(
         name="awq",
@@ -59,7 +57,9 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         bits=4,
         group_sizes=(128, 64, 32),
         symmetric=(False,),
-        multiple=32,
+        inputs=32,
+        # gptqmodel's search for what to clip goes by so many.
+        outputs=64,
         model_types=_PRE_NORM,
         calibrated=True,
         method_note="scales the inputs that matter most before it rounds; the better one at 4 bits",
@@ -73,9 +73,10 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         bits=4,
         group_sizes=(128, 64, 32, -1),
         symmetric=(True,),
-        multiple=32,
+        inputs=32,
+        outputs=32,
         # It changes nothing but the linear modules.
-        model_types=_DECODERS,
+        model_types=(*_PRE_NORM, "gemma2", "gemma3_text", "olmo2"),
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
     ),
@@ -89,9 +90,9 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         # A scale for each output, and one for each token that comes in.
         group_sizes=(-1,),
         symmetric=(True,),
-        multiple=16,
-        # Its driver smooths those only that it may.
-        model_types=_DECODERS,
+        inputs=16,
+        outputs=16,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
     ),
@@ -104,8 +105,9 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         bits=4,
         group_sizes=(128, 64, 32),
         symmetric=(False, True),
-        multiple=32,
-        model_types=_DECODERS,
+        inputs=32,
+        outputs=32,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
         symmetric_method="gptq",

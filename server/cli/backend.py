@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from adapters.compositions import Part, Recipe
+from adapters.jobs.models import JobLog, JobRecord
+from adapters.jobs.orders import Order
 from adapters.models import (
     AdapterRecord,
     Approximate,
@@ -139,6 +141,30 @@ class Backend(Protocol):
 
     def verify(self, watch: Watch) -> VerifyAnswer:
         """Hash everything again."""
+
+    def submit_job(self, order: Order) -> JobRecord:
+        """Order a job, or join the one that does this already; returns at once.
+
+        Paths in the order are of the backend's machine.
+        """
+
+    def jobs(self) -> Sequence[JobRecord]:
+        """All jobs, the oldest first."""
+
+    def job(self, job_id: str) -> JobRecord:
+        """One job by the beginning of its id, or NotFound."""
+
+    def job_log(self, job_id: str, offset: int) -> JobLog:
+        """What it printed, from byte `offset` on."""
+
+    def cancel_job(self, job_id: str) -> JobRecord:
+        """Ask it to end; Conflict if it has."""
+
+    def resume_job(self, job_id: str) -> JobRecord:
+        """Let it go on where it stopped; Conflict if it lives or has a result."""
+
+    def rm_job(self, job_id: str) -> JobRecord:
+        """Forget it, its log and its work; InUse while it lives."""
 
     def engines(self) -> Sequence[dict[str, Any]] | None:
         """The engines of the running server; None when no server runs."""

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from adapters.errors import AdapterctlError
+from adapters.jobs.models import JobRecord
 from adapters.models import AdapterRecord, BaseRecord
 from server.cli.session import session_of
 
@@ -51,6 +52,17 @@ def references(
     ]
 
 
+def job_ids(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Ids of jobs, the newest first."""
+    return [
+        CompletionItem(job.id, help=f"{job.kind} {job.order.reference}, {job.state}")
+        for job in reversed(_jobs(context))
+        if job.id.startswith(incomplete)
+    ]
+
+
 def _labels(adapter: AdapterRecord) -> list[str]:
     return [f"v{number}" for number in sorted(adapter.versions)]
 
@@ -65,5 +77,12 @@ def _adapters(context: click.Context) -> list[AdapterRecord]:
 def _bases(context: click.Context) -> list[BaseRecord]:
     try:
         return list(session_of(context).backend().bases())
+    except (AdapterctlError, OSError):
+        return []
+
+
+def _jobs(context: click.Context) -> list[JobRecord]:
+    try:
+        return list(session_of(context).backend().jobs())
     except (AdapterctlError, OSError):
         return []

@@ -51,8 +51,14 @@ class AdminConnection:
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """One request, its JSON answer; an error document is raised as the class it names."""
         with self._translated():
-            response = self._send(method, path, body, self._headers)
-            return self._document(response.status, response.read())
+            try:
+                response = self._send(method, path, body, self._headers)
+                status, raw = response.status, response.read()
+            except KeyboardInterrupt:
+                # What follows a Ctrl-C may have to be told to the server.
+                self.renew()
+                raise
+            return self._document(status, raw)
 
     def work(self, path: str, body: Any, watch: Watch) -> Any:
         """POST something that takes long; events go to `watch`, the final document is returned."""

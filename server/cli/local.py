@@ -11,6 +11,8 @@ from typing import Any
 from adapters.catalog import Catalog
 from adapters.compositions import Part, Recipe
 from adapters.errors import UsageError
+from adapters.jobs.models import JobLog, JobRecord
+from adapters.jobs.orders import Order
 from adapters.models import (
     AdapterRecord,
     Approximate,
@@ -181,6 +183,27 @@ class LocalBackend:
     def verify(self, watch: Watch) -> VerifyAnswer:
         watch.step("hashing every stored file")
         return VerifyAnswer.of(self._catalog.verify(watch.progress))
+
+    def submit_job(self, order: Order) -> JobRecord:
+        return self._catalog.submit_job(order, actor=self._actor)
+
+    def jobs(self) -> Sequence[JobRecord]:
+        return self._catalog.jobs()
+
+    def job(self, job_id: str) -> JobRecord:
+        return self._catalog.job(job_id)
+
+    def job_log(self, job_id: str, offset: int) -> JobLog:
+        return self._catalog.job_log(job_id, offset)
+
+    def cancel_job(self, job_id: str) -> JobRecord:
+        return self._catalog.cancel_job(job_id)
+
+    def resume_job(self, job_id: str) -> JobRecord:
+        return self._catalog.resume_job(job_id)
+
+    def rm_job(self, job_id: str) -> JobRecord:
+        return self._catalog.rm_job(job_id)
 
     def engines(self) -> Sequence[dict[str, Any]] | None:
         from server.cli.remote import RemoteBackend

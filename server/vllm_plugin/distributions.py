@@ -3,7 +3,7 @@
 A row is one position of one text. The reference's log-probabilities are kept as float16, 2 bytes
 for each token of the vocabulary. Read back, a row is normalised again: float16 is wrong by up to
 2⁻¹² of ln p, which would go into a KL divergence as it is (about 1e-4 nats, either sign); between
-two *distributions* the divergence is quadratic in their difference, so what is left is about 1e-7.
+two *distributions* the divergence is quadratic in their difference, so at most 1e-6 is left.
 """
 
 from __future__ import annotations

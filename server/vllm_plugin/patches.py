@@ -45,6 +45,7 @@ def install_in_worker() -> None:
     require_supported(vllm.__version__)
     _route_prompt_logits()
     _refuse_unusable_adapters()
+    _find_the_device_of_int8_layers()
     mixtures.install_in_worker()
 
 
@@ -138,6 +139,33 @@ def _wrappers(runner: Any) -> list[Any]:
     manager = getattr(getattr(runner, "lora_manager", None), "_adapter_manager", None)
     mapping = getattr(manager, "punica_wrapper_mapping", {})
     return [wrapper for wrapper in mapping.values() if isinstance(wrapper, AdapterPunicaWrapper)]
+
+
+def _find_the_device_of_int8_layers() -> None:
+    """A base in w8a8 ends an engine with LoRA at its start, on CPUs without AMX.
+
+    There vLLM 0.32 gives int8 weights to oneDNN and leaves None in their place
+    (kernels/linear/scaled_mm/cpu.py), of which the LoRA layer then asks the device
+    (lora/layers/utils.py). On a CPU there is only one.
+    """
+    from vllm.lora.layers import base_linear
+
+    if not hasattr(base_linear._get_lora_device, "__wrapped__"):
+        base_linear._get_lora_device = with_weights_given_away(base_linear._get_lora_device)
+
+
+def with_weights_given_away(
+    original: Callable[[Any], torch.device],
+) -> Callable[[Any], torch.device]:
+    """vLLM's _get_lora_device that takes a layer whose `weight` is None."""
+
+    @functools.wraps(original)
+    def patched(base_layer: Any) -> torch.device:
+        if getattr(base_layer, "weight", base_layer) is None:
+            return torch.device("cpu")
+        return original(base_layer)
+
+    return patched
 
 
 def _refuse_unusable_adapters() -> None:

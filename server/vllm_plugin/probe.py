@@ -13,6 +13,7 @@ same is done with CUDA's kernels, and peak_rss is the host's memory only.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -23,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.engine.command import on_cpu, worker_threads
+from adapters.bases.engine_limits import on_cpu
+from server.engine.command import worker_threads
 from server.engine.launch import die_with_parent
 
 # Set in the environment of the process after it replaced itself.
@@ -126,13 +128,23 @@ def _preloaded() -> str:
 def _measured(order: Order, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     began = time.monotonic()
     tell({"step": "starting vLLM"})
+    # Millions of objects are made that stay: looking for garbage among them again and again is
+    # 2.4 of 8 processor seconds of the start (vLLM itself collects several times while it loads).
+    gc.disable()
     import torch
     import vllm
 
+    from server.vllm_plugin.recorder import EXTENSION, count_model_memory
+
+    gc.freeze()
+    gc.enable()
     imported = time.monotonic()
     tell({"step": f"loading {Path(order.model).name}"})
     length = _length(order)
-    private = _resident("RssAnon")
+    if on_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        count_model_memory(CPUModelRunner)
     llm = vllm.LLM(
         model=order.model,
         dtype=order.dtype,
@@ -144,11 +156,10 @@ def _measured(order: Order, tell: Callable[[dict[str, Any]], None]) -> dict[str,
         enable_prefix_caching=False,
         disable_log_stats=True,
         seed=0,
-        worker_extension_cls="server.vllm_plugin.recorder.Recorder",
+        worker_extension_cls=EXTENSION,
     )
     loaded = time.monotonic()
-    grown = _resident("RssAnon") - private
-    cache, told = llm.collective_rpc("adapterctl_sizes")[0]
+    cache, weights = llm.collective_rpc("adapterctl_sizes")[0]
     tell({"stage": "measuring", "step": "answering"})
     total = len(order.prompts) + sum(len(texts) for texts in order.sets)
     done = 0
@@ -160,7 +171,7 @@ def _measured(order: Order, tell: Callable[[dict[str, Any]], None]) -> dict[str,
 
     answers = _answers(llm, order, length, advance)
     speeds = _speeds(llm, order, length)
-    peak = _resident("VmHWM")
+    peak = _peak_rss()
     for index, texts in enumerate(order.sets):
         _record(llm, order, index, texts, advance)
     config = llm.llm_engine.vllm_config
@@ -177,7 +188,7 @@ def _measured(order: Order, tell: Callable[[dict[str, Any]], None]) -> dict[str,
         "speeds": speeds,
         "peak_rss": peak,
         "kv_cache_bytes": cache,
-        "model_bytes": grown - cache if told is None else told,
+        "model_bytes": weights,
     }
 
 
@@ -296,13 +307,10 @@ def _prompts(texts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
     return [{"prompt_token_ids": list(text)} for text in texts]
 
 
-def _resident(kind: str) -> int:
-    """Bytes of this process in memory: VmHWM is the most ever, RssAnon what is its own now.
-
-    getrusage's maximum would begin at the parent's: it is kept over exec.
-    """
+def _peak_rss() -> int:
+    """Bytes, of this process since it began. (getrusage's goes on from the parent's, over exec.)"""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{kind}:"):
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
 

@@ -15,6 +15,7 @@ preemption) writes the same rows again.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -113,11 +114,47 @@ class Recorder:
         kept.close()
         return int(np.count_nonzero(~recording.seen))
 
-    def adapterctl_sizes(self) -> tuple[int, int | None]:
-        """Bytes of the KV cache, and of the loaded model where vLLM counts them (not on CPU)."""
+    def adapterctl_sizes(self) -> tuple[int, int]:
+        """Bytes of the KV cache, and of the loaded model."""
         runner = cast(Any, self).model_runner
-        told = getattr(runner, "model_memory_usage", None)
-        return _storage_bytes(_tensors(runner.kv_caches)), None if told is None else int(told)
+        return _storage_bytes(_tensors(runner.kv_caches)), int(runner.model_memory_usage)
+
+
+def count_model_memory(runner: Any) -> None:
+    """Have vLLM's CPU runner (its class) note what its GPU one does: how much the model takes.
+
+    Counted is what the C library has handed out and not got back: on CPU weights are packed for
+    the kernels and belong to no tensor then. Other C libraries than glibc: 0.
+    """
+    original = runner.load_model
+
+    def load_model(self: Any, *arguments: Any, **options: Any) -> None:
+        before = _allocated()
+        original(self, *arguments, **options)
+        self.model_memory_usage = _allocated() - before
+
+    runner.load_model = load_model
+
+
+class _Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`, mallinfo(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def _allocated() -> int:
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return 0
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def _watching(worker: Any, runner: Any, original: Callable[..., Any]) -> Callable[..., Any]:

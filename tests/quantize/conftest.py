@@ -15,6 +15,7 @@ from quantize.merging.merge import merge
 from quantize.merging.models import Dtype, Merged
 from tests.adapters.intake.conftest import MODELS
 from tests.adapters.intake.mixtures import write_mixture
+from tests.quantize.forks import Forks, forking
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         for name in (*MODELS, "shards", "bare", "moe", "fused"):
             catalog.base_add(name, root / name)
         yield Shop(catalog, root)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Processes that need not import torch."""
+    with forking() as forks:
+        yield forks

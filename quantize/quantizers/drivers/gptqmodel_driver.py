@@ -77,8 +77,37 @@ def _keep_precision(torch: Any) -> None:
     from gptqmodel.nn_modules.qlinear import torch_awq as awq
 
     awq.AwqTorchLinear.SUPPORTS_DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+    _restore_weights(torch)
     for kind, name in ((awq.AwqTorchLinear, "pack"), (gptq.TorchLinear, "pack_block")):
         setattr(kind, name, _with_own_bias(getattr(kind, name)))
+
+
+def _restore_weights(torch: Any) -> None:
+    """Let AWQ's search for scales put the weights back.
+
+    It keeps them by `fc.weight.detach().to(torch.float32).cpu().contiguous()`, which in fp32 on the
+    CPU is no copy: every one of its twenty tries would round what the one before left.
+    """
+    from gptqmodel.looper.awq_processor import AWQProcessor
+
+    class Copied(torch.nn.Parameter):  # type: ignore[misc]
+        def detach(self) -> Any:
+            return super().detach().clone()
+
+    search = AWQProcessor._compute_best_scale
+
+    def searched(self: Any, *args: Any) -> Any:
+        linears = args[4]
+        own = [linear.weight for linear in linears]
+        for linear, weight in zip(linears, own, strict=True):
+            linear.weight = Copied(weight.data, requires_grad=False)
+        try:
+            return search(self, *args)
+        finally:
+            for linear, weight in zip(linears, own, strict=True):
+                linear.weight = weight
+
+    AWQProcessor._compute_best_scale = searched
 
 
 def _with_own_bias(pack: Any) -> Any:

@@ -84,10 +84,10 @@ def test_gc_spares_what_a_live_engine_holds_until_it_is_killed(
     layout: StoreLayout, digests: list[str], engine: subprocess.Popen[str]
 ) -> None:
     assert held_digests(layout) == {d: {"engine-1"} for d in digests[:2]}
-    dry = collect(layout, list, dry_run=True)
+    dry = collect(layout, list, list, dry_run=True)
     assert dry.blobs == (digests[2],)
     assert len(layout.stored_digests()) == 3
-    report = collect(layout, list, dry_run=False)
+    report = collect(layout, list, list, dry_run=False)
     assert report.blobs == (digests[2],)
     assert sorted(report.kept_for_engines) == sorted(digests[:2])
     assert report.leases == ()
@@ -95,7 +95,7 @@ def test_gc_spares_what_a_live_engine_holds_until_it_is_killed(
     engine.wait()
     assert held_digests(layout) == {}
     assert dead_engines(layout) == ["engine-1"]
-    report = collect(layout, list, dry_run=False)
+    report = collect(layout, list, list, dry_run=False)
     assert sorted(report.blobs) == sorted(digests[:2])
     assert report.leases == ("engine-1",)
     assert layout.stored_digests() == []
@@ -172,7 +172,7 @@ def test_gc_spares_live_staging_and_foreign_entries(layout: StoreLayout) -> None
     (dead / "weights").write_bytes(b"x" * 1000)
     (layout.staging / "stray").write_bytes(b"y" * 10)
     with stage(layout) as staging:
-        report = collect(layout, list, dry_run=False)
+        report = collect(layout, list, list, dry_run=False)
         assert report.staging == ("123-dead", "stray")
         assert report.bytes_freed >= 1010
         assert list(layout.staging.iterdir()) == [staging.root]

@@ -39,7 +39,7 @@ GPTQ = {
     "eight-bits": (8, 32, True, True),
 }
 AWQ = {"groups": 32, "whole-rows": -1}
-SHAPE = (48, 64)
+SHAPE = (32, 64)
 
 
 def four_bit(seed: int, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

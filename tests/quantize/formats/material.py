@@ -24,21 +24,25 @@ def values(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
 
 
 def llama(folder: Path, dtype: torch.dtype) -> None:
-    """A Llama of two layers; its weights are exact in bf16, so `dtype` changes no value."""
+    """A Llama of two layers; its weights are exact in bf16, so `dtype` changes no value.
+
+    Widths are whole blocks of 64, or no multiple of 16: for all others the AVX-512 kernel of
+    bitsandbytes 0.50.2 reads a weight with the scales of other blocks, and would be no oracle.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=40,
+        hidden_size=64,
+        intermediate_size=72,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=4,
         num_key_value_heads=1,
         max_position_embeddings=64,
     )
     model = LlamaForCausalLM(config)
     for seed, (name, parameter) in enumerate(model.named_parameters()):
-        found = 4 * values(tuple(parameter.shape), seed, torch.bfloat16)
+        found = 2 * values(tuple(parameter.shape), seed, torch.bfloat16)
         parameter.data = (found + 1 if name.endswith("norm.weight") else found).to(torch.bfloat16)
     model.to(dtype).save_pretrained(folder)
 

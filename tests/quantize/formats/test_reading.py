@@ -158,7 +158,7 @@ def test_a_whole_checkpoint_has_the_parameters_of_its_model() -> None:
         for layer in (0, 1)
         for norm in ("input_layernorm", "post_attention_layernorm")
     }
-    assert found.weights["model.layers.1.mlp.down_proj.weight"].shape == (32, 40)
+    assert found.weights["model.layers.1.mlp.down_proj.weight"].shape == (64, 72)
 
 
 GPTQ_CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 32}

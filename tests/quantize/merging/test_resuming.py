@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from quantize.merging.merge import Watcher, merge
 from quantize.merging.workspace import REPORT, Workspace
 from tests.adapters.intake.artifact_builders import PREFIX, Q0, adapter_parts, write_parts
 from tests.quantize.conftest import Shop
+from tests.quantize.forks import Forks
 
 
 @pytest.fixture(scope="module")
@@ -38,31 +39,24 @@ def bytes_of(folder: Path) -> dict[str, str]:
     }
 
 
-def killed(shop: Shop, reference: str, out: Path, allowed: int) -> None:
+def killed(forks: Forks, shop: Shop, reference: str, out: Path, allowed: int) -> None:
     """Runs a merge into `out` and kills it after `allowed` bytes."""
-    child = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "tests.quantize.merging.merge_child"),
-            *(str(shop.root / "store"), reference, str(out), str(allowed)),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "killing\n"
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    process = forks.merge(shop.root / "store", reference, out, allowed)
+    assert forks.said() == "killing"
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.kill(process, 0)
 
 
-def test_killed_and_run_again(shop: Shop, reference: str, tmp_path: Path) -> None:
+def test_killed_and_run_again(forks: Forks, shop: Shop, reference: str, tmp_path: Path) -> None:
     merge(shop.catalog, reference, tmp_path / "undisturbed")
     expected = bytes_of(tmp_path / "undisturbed")
     assert len(expected) > 6, "the base must lie in several shards"
     total = sum((tmp_path / "undisturbed" / name).stat().st_size for name in expected)
     out = tmp_path / "out"
     for part in (0.2, 0.55, 0.8):
-        killed(shop, reference, out, int(total * part))
+        killed(forks, shop, reference, out, int(total * part))
         assert not out.exists()
         hidden = tmp_path / ".out.merging"
         done = {path.name: path for path in hidden.glob("*.safetensors")}
@@ -74,18 +68,18 @@ def test_killed_and_run_again(shop: Shop, reference: str, tmp_path: Path) -> Non
 
 
 def test_what_was_measured_before_the_kill_is_in_the_report(
-    shop: Shop, reference: str, tmp_path: Path
+    forks: Forks, shop: Shop, reference: str, tmp_path: Path
 ) -> None:
     whole = merge(shop.catalog, reference, tmp_path / "whole").report
-    killed(shop, reference, tmp_path / "out", whole.size // 2)
+    killed(forks, shop, reference, tmp_path / "out", whole.size // 2)
     again = merge(shop.catalog, reference, tmp_path / "out").report
     cost = {"seconds", "peak_rss", "shards_resumed"}
     assert again.model_dump(exclude=cost) == whole.model_dump(exclude=cost)
 
 
-def test_other_inputs_start_anew(shop: Shop, reference: str, tmp_path: Path) -> None:
+def test_other_inputs_start_anew(forks: Forks, shop: Shop, reference: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    killed(shop, reference, out, 60_000)
+    killed(forks, shop, reference, out, 60_000)
     assert list((tmp_path / ".out.merging").glob("*.safetensors"))
     done = merge(shop.catalog, reference, out, dtype="bfloat16").report
     assert done.shards_resumed == 0

@@ -72,7 +72,7 @@ def test_the_default_group_is_the_largest_that_fits(name: str) -> None:
         "groups of 64: the 576 inputs of 'model.layers.0.self_attn.q_proj' are not divisible by "
         "128",
     )
-    assert recipe_of(name, shapes(hidden=96)).group_size == 32
+    assert recipe_of(name, shapes(inner=576 + 32 * 2)).group_size == 128
     assert (smollm2.layers, smollm2.modules) == (2, 14)
 
 
@@ -97,13 +97,18 @@ def test_what_does_not_fit_says_what_would() -> None:
     [
         ({"hidden": 80}, "q_proj' has 80 inputs"),
         ({"inner": 100}, "gate_proj' has 100 outputs"),
-        ({"keys": 16}, "k_proj' has 16 outputs"),
+        ({"keys": 16}, "k_proj' has 16 outputs, and"),
     ],
 )
 def test_sizes_that_the_kernels_do_not_take(name: str, sizes: dict[str, int], said: str) -> None:
     message = refusal(name, shapes(**sizes))
     assert said in message
-    assert "multiples of 32" in message
+    assert "takes multiples of" in message
+
+
+def test_gptqmodel_s_awq_wants_outputs_by_64() -> None:
+    assert "'model.layers.0.self_attn.k_proj' has 32 outputs" in refusal("awq", shapes(keys=32))
+    assert recipe_of("gptq", shapes(keys=32)).modules == 14
 
 
 @given(
@@ -122,13 +127,13 @@ def test_a_recipe_always_fits(
         assert "\n" not in error.message
         taken = group is None or group in quantizer.group_sizes
         divided = group in (None, -1) or not (hidden % group or inner % group)
-        multiple = quantizer.multiple
+        multiple = quantizer.outputs
         assert hidden % multiple or inner % multiple or not taken or not divided
         return
     assert recipe.group_size in quantizer.group_sizes
     assert group in (None, recipe.group_size)
     for size in (hidden, inner):
-        assert size % quantizer.multiple == 0
+        assert size % quantizer.outputs == 0
         assert recipe.group_size == -1 or size % recipe.group_size == 0
 
 

@@ -139,9 +139,9 @@ def test_awq_is_near_the_weights_it_was_made_from(awq: Run) -> None:
             for module in modules:
                 weight = before[f"{stem}.{module}.weight"]
                 got = of_awq(after, f"{stem}.{module}", awq.recipe.group_size) / moved
-                # It clips what its random inputs never need; values in a wrong order would be
-                # at 1.4.
-                assert torch.dist(got, weight) / weight.norm() < 0.7
+                # Also what it clips; values in a wrong order would be at 1.4, and weights that its
+                # search did not put back at 0.5.
+                assert torch.dist(got, weight) / weight.norm() < 0.3
         # Biases and embeddings are rounded once.
         for bias in ("self_attn.q_proj.bias", "self_attn.k_proj.bias"):
             assert torch.equal(after[f"{stem}.{bias}"], before[f"{stem}.{bias}"].bfloat16())

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import adapters.jobs.launching
 from adapters.catalog import Catalog
 from tests.adapters.registry.small_intake import SmallIntake, write_base, write_source
+from tests.quantize.forks import Forked, Forks, forking
 from tests.server.cli.command_line import CommandLine
 from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
 
@@ -43,3 +45,18 @@ def small_store(tmp_path: Path) -> Iterator[Path]:
 def on_small(small_store: Path) -> CommandLine:
     """The command line on `small_store`."""
     return CommandLine(("--store", str(small_store)))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Processes that need not import torch."""
+    with forking() as forks:
+        yield forks
+
+
+@pytest.fixture
+def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Forked:
+    """Jobs that this process orders, itself or as a server, begin at once."""
+    forked = Forked(forks)
+    monkeypatch.setattr(adapters.jobs.launching, "launch", forked)
+    return forked

@@ -15,9 +15,11 @@ import pytest
 
 import server.gateway.serve
 from adapters.catalog import Catalog
+from adapters.jobs.models import JobState
 from server.cli.commands.serve import serve
 from server.cli.running import find_server
 from server.settings import ServeSettings
+from tests.adapters.jobs_at_hand import dead_job, living_job, order
 from tests.server.cli.command_line import CommandLine, clean_environment
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
@@ -133,6 +135,47 @@ def test_a_running_server_is_found_and_used(tiny: TinyArtifacts, tmp_path: Path)
             _, complaint = child.communicate(timeout=60)
     assert "Traceback" not in complaint
     assert find_server(store) is None
+
+
+def test_a_server_resumes_interrupted_jobs_and_they_outlive_it(
+    tiny: TinyArtifacts, tmp_path: Path
+) -> None:
+    """Behind a job that runs, so that the one it resumes waits and imports no torch."""
+    store = tmp_path / "store"
+    with (
+        Catalog.init(store) as catalog,
+        living_job(catalog, order("blocking")) as blocker,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        assert catalog.claim_turn(blocker.id, 1)
+        catalog.base_add("tiny", tiny.base)
+        job = dead_job(catalog, order("interrupted"))
+        engine = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        child = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "server.cli.main", "serve", "--store", str(store)),
+                *("--base", "tiny", "--port", "0", "--engine-url", engine),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        assert child.stdout is not None
+        try:
+            while f"job {job.id} was interrupted and goes on" not in child.stdout.readline():
+                assert child.poll() is None
+            assert (running := find_server(store)) is not None
+            assert _healthy(running.url)
+        finally:
+            child.terminate()
+            child.communicate(timeout=60)
+        found = catalog.job(job.id)
+        assert (found.state, found.starts) == (JobState.QUEUED, 2)
+        catalog.cancel_job(job.id)
+        deadline = time.monotonic() + 60
+        while catalog.job(job.id).state.living:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def _healthy(url: str) -> bool:

@@ -11,11 +11,12 @@ import psutil
 import pytest
 
 from adapters.catalog import Catalog
-from adapters.errors import UsageError
+from adapters.errors import BaseError, UsageError
 from server.gateway.banner import admin_key_notice, ready_banner
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
-from server.gateway.serve import first_admin_key
+from server.gateway.serve import first_admin_key, run
 from server.settings import ServeSettings
+from tests.adapters.bases.quantized_dirs import write_nf4
 from tests.server.gateway.scripted import example_snapshot
 
 
@@ -36,6 +37,15 @@ def test_beyond_loopback_the_first_start_makes_one_admin_key(tmp_path: Path) -> 
         assert catalog.key_for(secret + "x") is None
     stored = b"".join(file.read_bytes() for file in (tmp_path / "store").glob("registry.db*"))
     assert secret.encode() not in stored
+
+
+def test_a_base_that_no_engine_serves_is_refused_before_anything_is_started(
+    tmp_path: Path,
+) -> None:
+    with Catalog.init(tmp_path / "store") as catalog:
+        catalog.base_add("tiny", write_nf4(tmp_path / "nf4"))
+    with pytest.raises(BaseError, match=r"base 'tiny' cannot be served: .* bitsandbytes"):
+        run(settings(tmp_path / "store", "127.0.0.1"))
 
 
 def test_an_address_that_is_taken_is_wrong_usage() -> None:

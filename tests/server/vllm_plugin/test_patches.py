@@ -11,6 +11,7 @@ import pytest
 import torch
 import vllm
 from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers.utils import _get_lora_device
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -31,12 +32,25 @@ def test_the_installed_vllm_is_the_one_the_patches_are_for() -> None:
         ),
         (LRUCacheWorkerLoRAManager._load_adapter, ["self", "lora_request"]),
         (LRUCacheWorkerLoRAManager.add_adapter, ["self", "lora_request"]),
+        (_get_lora_device, ["base_layer"]),
     ],
 )
 def test_what_is_replaced_still_takes_the_same_arguments(
     function: Any, parameters: list[str]
 ) -> None:
     assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_a_layer_that_gave_its_weights_to_onednn_is_on_the_cpu() -> None:
+    """Stock vLLM asks None for its device; a layer with weights is asked as before."""
+    layer = torch.nn.Linear(2, 2)
+    found = patches.with_weights_given_away(_get_lora_device)
+    assert found(layer) == torch.device("cpu")
+    assert found(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    layer.weight = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        _get_lora_device(layer)
+    assert found(layer) == torch.device("cpu")
 
 
 def _runner(wrapper: AdapterPunicaWrapper, pending: dict[str, int]) -> SimpleNamespace:
