@@ -47,9 +47,6 @@ class Quantizer:
 # into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2, OLMo 2).
 _PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
 
-# For tools that leave the norms as they are.
-_DECODERS = (*_PRE_NORM, "gemma2", "gemma3_text", "olmo2")
-
 QUANTIZERS: tuple[Quantizer, ...] = (
     Quantizer(
         name="awq",
@@ -96,8 +93,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         symmetric=(True,),
         inputs=16,
         outputs=16,
-        # Its driver smooths those only that it may.
-        model_types=_DECODERS,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
     ),
@@ -112,7 +108,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         symmetric=(False, True),
         inputs=32,
         outputs=32,
-        model_types=_DECODERS,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
         symmetric_method="gptq",

@@ -29,6 +29,7 @@ def quantize(order: dict[str, Any], tell: Any) -> dict[str, Any]:
     torch.set_num_threads(order["threads"])
     recipe, out = order["recipe"], Path(order["out"])
     model = AutoModelForCausalLM.from_pretrained(order["model"], dtype=torch.float32)
+    _keep_precision(model)
     _report(tell, recipe["layers"])
     rows = _packed(order["samples"])
     rounder = AutoRound(
@@ -47,8 +48,8 @@ def quantize(order: dict[str, Any], tell: Any) -> dict[str, Any]:
         nsamples=len(rows),
         batch_size=min(_BATCH, len(rows)),
         device_map=order["device"],
-        # Otherwise it rounds the model to bf16 before it begins.
-        amp=False,
+        # Products in bf16, which takes half the time; see _keep_precision.
+        amp=True,
         enable_torch_compile=False,
         enable_deterministic_algorithms=True,
         seed=order["seed"],
@@ -64,6 +65,12 @@ def quantize(order: dict[str, Any], tell: Any) -> dict[str, Any]:
     shutil.rmtree(staging)
     tools = ("auto-round", "torch", "transformers")
     return {"tools": {name: version(name) for name in tools}, "notes": []}
+
+
+def _keep_precision(model: Any) -> None:
+    """Have no weight rounded to bf16 before it is rounded to 4 bits, which it does otherwise."""
+    # What has this in its name stays in fp32: every parameter.
+    model._keep_in_fp32_modules_strict = [""]
 
 
 class _NoTokenizer:
