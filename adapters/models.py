@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -164,6 +164,49 @@ class Origin(Frozen):
     weight: float | None = None
 
 
+class TextQuality(Frozen):
+    """How near a model comes to its reference on one set of texts.
+
+    Kullback-Leibler divergence of the next token's distribution in nats, mean and 99th percentile;
+    `agreement` is the share of places where both find the same token likeliest.
+    """
+
+    texts: str
+    # None: not finite.
+    perplexity: float | None
+    reference_perplexity: float | None
+    kl: float | None
+    kl_p99: float | None
+    agreement: float
+
+
+class MergeRecord(Frozen):
+    """How a merged model was made: with `merged_from` all that its bytes depend on."""
+
+    # none, awq, gptq, w8a8 or autoround.
+    requantize: str
+    # Of every parameter that is not quantized.
+    dtype: str
+    base_weights: str
+    nf4_checkpoint: str | None = None
+    # None where nothing was quantized, or the quantizer has no such choice.
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    # sha256 of the calibration's token ids; how many texts, of at most how many tokens.
+    calibration: str | None = None
+    samples: int | None = None
+    sample_tokens: int | None = None
+    seed: int | None = None
+    # What config.json says of it, for engines: quant_method, bits, ….
+    quantization: dict[str, Any] | None = None
+    tools: dict[str, str] = {}
+    # What keeps the same inputs from giving the same bytes; None: nothing does.
+    not_reproducible: str | None = None
+    # Empty where no quality was measured.
+    quality: tuple[TextQuality, ...] = ()
+
+
 class Manifest(Frozen):
     """Where a version came from and what it is; kept beside it in the registry."""
 
@@ -194,6 +237,8 @@ class Manifest(Frozen):
     composed_from: tuple[Origin, ...] = ()
     merged_from: tuple[Origin, ...] = ()
     extracted_from: tuple[Origin, ...] = ()
+    # Of a merged model (method `merged-model`); None of every adapter.
+    merged: MergeRecord | None = None
 
 
 class Inspection(Frozen):

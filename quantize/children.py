@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 # Becomes the command, which then dies with us: prctl(2), PR_SET_PDEATHSIG with SIGKILL, outlasts
@@ -31,8 +32,11 @@ def start(
     stdin: int | IO[bytes],
     stdout: int | IO[bytes],
     stderr: int | IO[bytes],
+    directory: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process that dies with this one, in a session of its own (Ctrl-C is for this one).
+
+    It works in `directory` (None: where this one does).
 
     `command` begins with the program's path. On Linux the kernel kills it when the thread that
     started it ends, so call this from the thread that waits for it.
@@ -43,6 +47,7 @@ def start(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
+        cwd=directory,
         start_new_session=True,
     )
 

@@ -57,6 +57,8 @@ def drive(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaint,
+            # Some tools write logs of their own to where they are.
+            directory=log.absolute().parent,
         )
         try:
             return _followed(tool, child, order, watch, complaint)

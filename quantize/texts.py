@@ -126,6 +126,22 @@ def token_ids(
     return rows
 
 
+def prompt_ids(model: Path, chats: Sequence[Text]) -> list[list[int]]:
+    """Token ids that a model in the directory `model` is asked with: each chat, and the template's
+    own beginning of an answer. Raises as `token_ids` does."""
+    tokenizer = _tokenizer(model)
+    return [
+        [
+            int(token)
+            for token in tokenizer(
+                _rendered(chat, tokenizer, answering=True),
+                add_special_tokens=_adds(chat, tokenizer),
+            )["input_ids"]
+        ]
+        for chat in chats
+    ]
+
+
 def _tokenizer(model: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -142,13 +158,18 @@ def _adds(text: Text, tokenizer: Any) -> bool:
     return not (text.messages and tokenizer.chat_template)
 
 
-def _rendered(text: Text, tokenizer: Any) -> str:
+def _rendered(text: Text, tokenizer: Any, *, answering: bool = False) -> str:
     if not text.messages:
         return text.text
     if not tokenizer.chat_template:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in text.messages)
+        lines = [f"{message['role']}: {message['content']}" for message in text.messages]
+        return "\n".join([*lines, *(["assistant:"] if answering else [])])
     try:
-        return str(tokenizer.apply_chat_template(list(text.messages), tokenize=False))
+        return str(
+            tokenizer.apply_chat_template(
+                list(text.messages), tokenize=False, add_generation_prompt=answering
+            )
+        )
     except Exception as fault:  # noqa: BLE001 - a template is a program: it can raise anything
         first = text.messages[0]["content"][:40]
         reason = str(fault).strip().splitlines()

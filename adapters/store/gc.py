@@ -1,4 +1,4 @@
-"""Removes what nothing uses: blobs without a version, dead staging, dead leases, old changes."""
+"""Removes what nothing uses: blobs without a version, their reports, dead staging, dead leases."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from adapters.store.publish import staging_lives
 class GcReport:
     """What gc removed or, in a dry run, would remove.
 
+    `reports` are the digests whose quality report went: they have no blob any more.
     `kept_for_engines` are blobs that no version names but a live engine may still read.
     """
 
     dry_run: bool
     blobs: tuple[str, ...]
+    reports: tuple[str, ...]
     staging: tuple[str, ...]
     leases: tuple[str, ...]
     kept_for_engines: tuple[str, ...]
@@ -54,13 +56,15 @@ def collect(
             held = held_digests(layout)
             orphans = [digest for digest in layout.stored_digests() if digest not in keep]
             doomed = [digest for digest in orphans if digest not in held]
+            reports = [d for d in layout.reported_digests() if d not in keep and d not in held]
             dead = [*_dead_staging(layout), *_nobodys_jobs(layout, set(jobs()))]
             leases = dead_engines(layout) if dry_run else remove_dead_leases(layout)
             size = sum(_size(layout.blob(digest)) for digest in doomed)
+            size += sum(_size(layout.report(digest)) for digest in reports)
             size += sum(_size(directory) for directory in dead)
             descriptor = None
-            if not dry_run and (doomed or dead):
-                descriptor = _move_to_trash(layout, trash, doomed, dead)
+            if not dry_run and (doomed or reports or dead):
+                descriptor = _move_to_trash(layout, trash, doomed, reports, dead)
         if descriptor is not None:
             try:
                 shutil.rmtree(trash)
@@ -69,6 +73,7 @@ def collect(
     return GcReport(
         dry_run=dry_run,
         blobs=tuple(doomed),
+        reports=tuple(reports),
         staging=tuple(directory.name for directory in dead),
         leases=tuple(leases),
         kept_for_engines=tuple(digest for digest in orphans if digest in held),
@@ -92,7 +97,9 @@ def _nobodys_jobs(layout: StoreLayout, known: set[str]) -> list[Path]:
     )
 
 
-def _move_to_trash(layout: StoreLayout, trash: Path, doomed: list[str], dead: list[Path]) -> int:
+def _move_to_trash(
+    layout: StoreLayout, trash: Path, doomed: list[str], reports: list[str], dead: list[Path]
+) -> int:
     """Renames everything doomed into `trash`, a live staging directory; returns its lock."""
     trash.mkdir()
     descriptor = open_lock_file(trash / "lock")
@@ -103,6 +110,9 @@ def _move_to_trash(layout: StoreLayout, trash: Path, doomed: list[str], dead: li
         blob = layout.blob(digest)
         blob.replace(trash / blob.name)
         touched.add(blob.parent)
+    for digest in reports:
+        layout.report(digest).replace(trash / f"report-{layout.report(digest).name}")
+        touched.add(layout.reports)
     for directory in dead:
         directory.replace(trash / f"staging-{directory.name}")
     for parent in touched:

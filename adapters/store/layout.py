@@ -4,6 +4,7 @@ STORE/store.json                       marker {"format": 1}; a directory without
 STORE/registry.db                      SQLite (WAL): names, versions, tags, history
 STORE/blobs/sha256/<2 hex>/<64 hex>/   one immutable version: its files and content.json
 STORE/staging/<unique>/                work in progress; `lock` in it is held while it lives
+STORE/reports/<64 hex>/                a merged model's report.json and report.html
 STORE/leases/<engine-id>.lock, /<hex>  what a running engine may read again
 STORE/logs/, STORE/run/                the server's own
 STORE/jobs/<id>/                       a job's: `lock` held while it lives, `log`, `work/`
@@ -63,6 +64,7 @@ class StoreLayout:
         self.database = root / "registry.db"
         self.blobs = root / "blobs" / "sha256"
         self.staging = root / "staging"
+        self.reports = root / "reports"
         self.leases = root / "leases"
         self.logs = root / "logs"
         self.run = root / "run"
@@ -74,6 +76,10 @@ class StoreLayout:
         """The directory of a version's content; raises InvalidReference for a malformed digest."""
         digits = digest_hex(digest)
         return self.blobs / digits[:2] / digits
+
+    def report(self, digest: str) -> Path:
+        """Where the quality report of a merged model lies; raises as `blob` does."""
+        return self.reports / digest_hex(digest)
 
     def job(self, job_id: str) -> Path:
         """A job's own directory; `job_id` is one that the registry gave."""
@@ -104,6 +110,14 @@ class StoreLayout:
                 if _BLOB_DIRECTORY.fullmatch(entry.name) and entry.name.startswith(fan.name)
             )
         return sorted(found)
+
+    def reported_digests(self) -> list[str]:
+        """The digests that have a report, sorted."""
+        return sorted(
+            f"sha256:{entry.name}"
+            for entry in _entries(self.reports)
+            if _BLOB_DIRECTORY.fullmatch(entry.name)
+        )
 
     def check_marker(self) -> None:
         """Raises StoreNotFound, StoreDamaged or StoreTooNew unless this is a store we can use."""

@@ -13,6 +13,7 @@ from adapters.errors import BaseError, UsageError
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import MergePlan
 from adapters.models import BaseDescriptor, Manifest, VersionRecord
+from adapters.registry.merged_models import METHOD
 from adapters.serving.document import Serving
 from adapters.sources.uri import local_path
 from quantize.merging.base_weights import Asked, Chosen, choose
@@ -51,6 +52,12 @@ def open_source(catalog: Catalog, reference: str, asked: Asked | None = None) ->
     """
     refuse_composition(reference)
     version = catalog.show(reference)
+    if version.method == METHOD:
+        made_of = catalog.version_manifest(reference).source
+        raise UsageError(
+            f"{version.adapter}:{version.label} is a merged model already ({made_of}): merge the "
+            "adapter that it was made of"
+        )
     record = catalog.base(version.base)
     files = open_base(local_path(record.path))
     before = _stamps((files,))

@@ -40,8 +40,8 @@ def run_quantizer(
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     order = {
-        "model": str(model),
-        "out": str(out),
+        "model": str(model.absolute()),
+        "out": str(out.absolute()),
         "recipe": recipe.model_dump(mode="json"),
         "samples": [list(sample) for sample in samples],
         "seed": seed,

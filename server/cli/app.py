@@ -12,6 +12,7 @@ COMMANDS = {
     "register": "server.cli.commands.intake:register",
     "compose": "server.cli.commands.compose:compose",
     "merge": "server.cli.commands.merge:merge",
+    "evaluate": "server.cli.commands.evaluate:evaluate",
     "jobs": "server.cli.commands.jobs:jobs",
     "inspect": "server.cli.commands.intake:inspect",
     "ls": "server.cli.commands.adapters:ls",

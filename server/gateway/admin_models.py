@@ -117,6 +117,9 @@ class GcAnswer(Frozen):
 
     dry_run: bool
     blobs: tuple[str, ...] = Field(description="Digests that no version names.")
+    reports: tuple[str, ...] = Field(
+        description="Digests of merged models that are gone, with their quality reports."
+    )
     staging: tuple[str, ...] = Field(description="Work that was cut short.")
     leases: tuple[str, ...] = Field(description="What dead engines left.")
     kept_for_engines: tuple[str, ...] = Field(

@@ -87,6 +87,14 @@ def check_deployed(reference: str, version: VersionRecord) -> None:
     """Raises NotDeployed for a version that the base's engine can never answer."""
     if version.lane is Lane.HOT:
         return
+    if version.method == "merged-model":
+        raise NotDeployed(
+            f"'{reference}' is {version.adapter}:{version.label}, a merged model, which needs an "
+            "engine of its own, and this server starts none: add its directory (`adapterctl show "
+            f"{version.adapter}:{version.label}`) with `adapterctl base add NAME DIR` and serve it "
+            "with `adapterctl serve --base NAME`",
+            param="model",
+        )
     why = version.reason or "it cannot be swapped in per request"
     raise NotDeployed(
         f"'{reference}' is {version.adapter}:{version.label}, which only an engine of its own can "

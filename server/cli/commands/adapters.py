@@ -8,6 +8,7 @@ from adapters.models import AdapterRecord, Approximation, Lane, Manifest, Versio
 from adapters.references import parse_reference
 from adapters.registry.filtering import EVERYTHING, AdapterFilter
 from adapters.serving.document import Serving
+from adapters.store.layout import StoreLayout
 from server.cli.commands.provenance import provenance
 from server.cli.complete import base_names, references
 from server.cli.options import Command
@@ -68,10 +69,12 @@ def show(session: Session, reference: str) -> None:
     backend = session.backend()
     version, manifest, serving = backend.show(reference)
     adapter = backend.adapter(version.adapter)
+    path = _directory(session, version)
     if session.json:
-        emit_json(_shown(adapter, version, manifest, serving))
+        emit_json({**_shown(adapter, version, manifest, serving), "path": path})
         return
-    fields(_identity(adapter, version))
+    where = [] if path is None else [("directory", path)]
+    fields([*_identity(adapter, version), *where])
     say("")
     fields(provenance(manifest))
     if not serving.empty:
@@ -172,6 +175,14 @@ def _shown(
         "manifest": manifest.model_dump(mode="json"),
         "serving": serving.model_dump(mode="json", exclude_none=True),
     }
+
+
+def _directory(session: Session, version: VersionRecord) -> str | None:
+    """Where a merged model's files lie: `base add` takes it. Of a store on this machine only."""
+    root = session.local_root()
+    if version.method != "merged-model" or root is None:
+        return None
+    return str(StoreLayout(root).blob(version.digest))
 
 
 def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str, str]]:

@@ -65,6 +65,7 @@ def show(session: Session, job_id: str) -> None:
             *([("started", local_time(job.started_at))] if job.started_at else []),
             *([("ended", local_time(job.ended_at))] if job.ended_at else []),
             *([("processes", str(job.starts))] if job.starts > 1 else []),
+            *_results(job),
             ("log", job.log),
             *(
                 (name, str(value))
@@ -140,6 +141,13 @@ def rm(session: Session, job_id: str) -> None:
         emit_json({"removed": job.id})
     else:
         say(f"Removed job {job.id}")
+
+
+def _results(job: JobRecord) -> list[tuple[str, str]]:
+    """Where what it made lies, what a gate refused too, and where the report is."""
+    found = job.result or {}
+    places = (("path", "path"), ("quality_report", "report"), ("report", "report"))
+    return [(name, found[key]) for key, name in places if isinstance(found.get(key), str)]
 
 
 def _list(session: Session) -> None:

@@ -37,6 +37,7 @@ def gc(session: Session, dry_run: bool) -> None:
     verb = "would remove" if dry_run else "removed"
     for kind, items in (
         ("version content", report.blobs),
+        ("quality report", report.reports),
         ("unfinished work", report.staging),
         ("lease of a dead engine", report.leases),
     ):
@@ -44,7 +45,7 @@ def gc(session: Session, dry_run: bool) -> None:
             say(f"{verb} {kind} {clean(item)}")
     for item in report.kept_for_engines:
         say(f"kept {clean(item)}: a running engine may read it again")
-    if not (report.blobs or report.staging or report.leases):
+    if not (report.blobs or report.reports or report.staging or report.leases):
         say("Nothing to remove.")
     else:
         say(f"{size(report.bytes_freed)} {'would be freed' if dry_run else 'freed'}.")

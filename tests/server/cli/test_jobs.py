@@ -99,7 +99,7 @@ def test_detached(place: Place, forked: Forked, tmp_path: Path) -> None:
         assert place.cli.refused("jobs", "cancel", job["id"])[1]["code"] == "conflict"
         assert place.cli.ok("jobs", "resume", job["id"])["starts"] == 2
     shown = place.cli("jobs", "logs", job["id"], "--follow").out
-    assert shown.splitlines()[-1].endswith("merging")
+    assert shown.splitlines()[-1].endswith("publishing")
     assert place.cli.ok("jobs", "logs", job["id"]) == {"id": job["id"], "log": shown}
     until(lambda: place.cli.ok("jobs", "show", job["id"])["state"] == "succeeded")
     assert place.cli.ok("jobs", "rm", job["id"]) == {"removed": job["id"]}

@@ -55,18 +55,64 @@ def test_its_answer(store: Path, tiny: TinyArtifacts, tmp_path: Path) -> None:
         assert torch.equal(found[name], expected), name
 
 
-def test_for_people_and_where_it_goes_by_itself(
-    cli: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_for_people_and_where_it_goes_by_itself(cli: CommandLine, store: Path) -> None:
     answer = cli("merge", "bot", "--dtype", "bfloat16")
     assert answer.code == 0, answer.err
     assert answer.out.startswith("Merged bot:v1 into tiny\n")
-    assert str(tmp_path / "bot-v1-merged") in answer.out
+    assert "bot-merged:v1" in answer.out
     assert "of the change, at most" in answer.out
     assert "merging" in answer.err
-    code, error = cli.refused("merge", "bot")
+    again = cli.ok("merge", "bot", "--dtype", "bfloat16", "--tag", "prod")
+    assert (again["name"], again["version"], again["tags"]) == (
+        "bot-merged",
+        "v1",
+        ["latest", "prod"],
+    )
+    shown = cli.ok("show", "bot-merged:prod")
+    assert (shown["method"], shown["path"]) == ("merged-model", again["path"])
+    assert [origin["reference"] for origin in shown["manifest"]["merged_from"]] == [
+        "tiny",
+        "bot:v1",
+    ]
+    for_people = cli("show", "bot-merged").out
+    for part in (again["path"], "none (bfloat16)", "yes, from the same inputs and tools"):
+        assert part in for_people
+    assert next(row for row in cli.ok("ls") if row["name"] == "bot-merged")["lane"] == "merged"
+    job = cli.ok("jobs")[-1]
+    assert again["path"] in cli("jobs", "show", job["id"]).out
+    refused = cli.refused("merge", "bot-merged")[1]["message"]
+    assert refused.startswith("bot-merged:v1 is a merged model already")
+    code, error = cli.refused("compose", "mix", "bot-merged", "bot")
+    assert (code, error["code"]) == (1, "not_hot_servable")
+    assert cli.ok("rm", "bot-merged", "--force")["removed"] == ["bot-merged:v1", "bot-merged"]
+    assert len(cli.ok("gc")["reports"]) == 1
+
+
+def test_a_directory_that_is_there(cli: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    code, error = cli.refused("merge", "bot", "--out", str(tmp_path / "out"))
     assert (code, error["code"]) == (1, "already_exists")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--group-size", "64"), "--group-size is for a quantizer: give --requantize, too"),
+        (("--asymmetric",), "--symmetric is for a quantizer"),
+        (("--no-report", "--max-kl", "0.1"), "--max-kl needs the quality measured"),
+        (("--max-kl", "0"), "--max-kl"),
+        (("--samples", "0", "--requantize", "awq"), "--samples"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: tuple[str, ...], said: str, cli: CommandLine
+) -> None:
+    before = cli.ok("jobs")
+    code, error = cli.refused("merge", "bot", *options)
+    assert (code, error["code"]) == (2, "usage")
+    assert said in error["message"]
+    assert cli.ok("jobs") == before
 
 
 def test_into_what_a_qlora_was_trained_on(
@@ -95,8 +141,8 @@ def test_wrong_inputs_are_one_line_each(cli: CommandLine, tmp_path: Path) -> Non
     assert cli.refused("merge", "bot*0.5+norm", *out)[0] == 2
     assert cli.refused("merge", "bot", "--requantize", "awkward")[0] == 2
     remote = CommandLine(("--server", "http://127.0.0.1:1"))
-    for where in ((), ("--out", "here")):
-        code, error = remote.refused("merge", "bot", *where)
+    for where in (("--out", "here"), ("--eval", "here"), ("--calibration", "here")):
+        code, error = remote.refused("merge", "bot", "--requantize", "awq", *where)
         assert (code, error["code"]) == (2, "usage")
         assert "on the server's machine" in error["message"]
     here = ("--nf4-checkpoint", "here", "--out", "/there")
