@@ -44,14 +44,8 @@ class Quantizer:
 
 
 # Norm, attention, norm, MLP: what gptqmodel's AWQ takes every Llama-like model for. It moves scales
-# into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2 and 3, OLMo 2).
+# into the norm before, so it ruins models whose norms stand elsewhere (Gemma 2, OLMo 2).
 _PRE_NORM = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3")
-
-# For tools that leave the norms as they are.
-_DECODERS = (*_PRE_NORM, "gemma2", "gemma3_text", "olmo2")
-
-# For tools that leave the norms as they are.
-_DECODERS = (*_PRE_NORM, "gemma2", "gemma3_text", "olmo2")
 
 QUANTIZERS: tuple[Quantizer, ...] = (
     Quantizer(
@@ -82,7 +76,8 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         inputs=32,
         outputs=32,
         # It changes nothing but the linear modules.
-        model_types=_DECODERS,
+        # Gemma 3 it cannot run (7.6.0: "missing … 'layer_type'").
+        model_types=(*_PRE_NORM, "gemma2", "olmo2"),
         calibrated=True,
         method_note="rounds column by column and corrects the rest for each error; the faster one",
     ),
@@ -98,8 +93,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         symmetric=(True,),
         inputs=16,
         outputs=16,
-        # Its driver smooths those only that it may.
-        model_types=_DECODERS,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="computes in int8: nearly lossless, half the size, and faster than 16 bits",
     ),
@@ -114,7 +108,7 @@ QUANTIZERS: tuple[Quantizer, ...] = (
         symmetric=(False, True),
         inputs=32,
         outputs=32,
-        model_types=_DECODERS,
+        model_types=_PRE_NORM,
         calibrated=True,
         method_note="learns where to round to; written as AWQ, or as GPTQ if it is symmetric",
         symmetric_method="gptq",
