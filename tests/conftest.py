@@ -11,8 +11,12 @@ _HERE = Path(__file__).parent
 _ENGINE = _HERE / "engine"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, for the fixtures that they share."""
+    """Keep the tests of a file together, for the fixtures that they share.
+
+    First: xdist reads the marks in the same hook.
+    """
     for item in items:
         engine = _ENGINE in item.path.parents
         group = "engine" if engine else str(item.path.relative_to(_HERE))

@@ -140,8 +140,8 @@ def _width(text: str) -> int:
 class Progress:
     """What a long command says while it works.
 
-    A bar on a terminal; with a pipe in its place one plain line a step, and one every second
-    while a step goes on. Quiet when a script asked for JSON and stderr is no terminal.
+    A bar on a terminal; with a pipe in its place one plain line a step, and while it goes on one
+    for each new percentage, a second apart at least. Quiet when a script asked for JSON and stderr is no terminal.
     """
 
     def __init__(self, stream: TextIO, *, json_mode: bool) -> None:
@@ -151,12 +151,13 @@ class Progress:
         self._bar: Any = None
         self._label = ""
         self._spoke = 0.0
+        self._percentage = -1
 
     def step(self, text: str) -> None:
         """A new step has begun."""
         self._finish_bar()
         self._label = one_line(text)
-        self._spoke = time.monotonic()
+        self._spoke, self._percentage = time.monotonic(), -1
         if not self._silent:
             click.echo(self._label, file=self._stream)
 
@@ -168,9 +169,10 @@ class Progress:
             self._draw(done, total)
             return
         now = time.monotonic()
-        if now - self._spoke >= PLAIN_INTERVAL_S:
-            self._spoke = now
-            click.echo(f"{self._label}: {done * 100 // total} %", file=self._stream)
+        percentage = done * 100 // total
+        if now - self._spoke >= PLAIN_INTERVAL_S and percentage != self._percentage:
+            self._spoke, self._percentage = now, percentage
+            click.echo(f"{self._label}: {percentage} %", file=self._stream)
 
     def close(self) -> None:
         """Leave the terminal clean."""
