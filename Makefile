@@ -68,7 +68,7 @@ serve: demo ## A server that answers as three fine-tunes of one base (PORT=8000,
 .PHONY: test
 test: $(READY) ## Every test, on the real engine and the real base
 	@$(BIN)/python -m demo.base
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) $(TESTS)
 
 .PHONY: check
 check: $(READY) ## Format, lint, types, layers

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-
-_HERE = Path(__file__).parent
-# One engine for the whole session, so one process runs all that need it.
-_ENGINE = _HERE / "engine"
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file together, for the fixtures that they share.
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """The tests of a file stay together for the fixtures that they share, and all those of the
+    engine, of which there is one in a session."""
 
-    First: xdist reads the marks in the same hook.
-    """
-    for item in items:
-        engine = _ENGINE in item.path.parents
-        group = "engine" if engine else str(item.path.relative_to(_HERE))
-        item.add_marker(pytest.mark.xdist_group(group))
+    def _split_scope(self, nodeid: str) -> str:
+        return "engine" if nodeid.startswith("tests/engine/") else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Called where `--numprocesses` is more than 0."""
+    return _ByFile(config, log)

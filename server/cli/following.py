@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -127,16 +130,33 @@ def _asked(job: JobRecord) -> str:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return "c"
     try:
-        answer = click.prompt(
-            f"\njob {job.id}: [d]etach (it goes on), [c]ancel, or [f]ollow it further",
-            type=click.Choice(["d", "c", "f"]),
-            default="d",
-            show_choices=False,
-            err=True,
-        )
-    except (KeyboardInterrupt, click.Abort):
+        while True:
+            question = (
+                f"\njob {job.id}: [d]etach (it goes on), [c]ancel, or [f]ollow it further [d]: "
+            )
+            click.echo(question, nl=False, err=True)
+            line = _line()
+            answer = line.strip() or "d"
+            if not line:
+                return "c"
+            if answer in ("d", "c", "f"):
+                return answer
+    except KeyboardInterrupt:
         return "c"
-    return str(answer)
+
+
+def _line() -> str:
+    """A line from the terminal. input() loses a Ctrl-C that comes just before it waits."""
+    waking, woken = os.pipe()
+    os.set_blocking(woken, False)
+    before = signal.set_wakeup_fd(woken)
+    try:
+        select.select([sys.stdin, waking], [], [])
+        return sys.stdin.readline()
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(waking)
+        os.close(woken)
 
 
 def _cancel(backend: Backend, job: JobRecord) -> None:

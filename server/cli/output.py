@@ -141,7 +141,8 @@ class Progress:
     """What a long command says while it works.
 
     A bar on a terminal; with a pipe in its place one plain line a step, and while it goes on one
-    for each new percentage, a second apart at least. Quiet when a script asked for JSON and stderr is no terminal.
+    for each new percentage, a second apart at least. Quiet when a script asked for JSON and stderr
+    is no terminal.
     """
 
     def __init__(self, stream: TextIO, *, json_mode: bool) -> None:
