@@ -15,10 +15,16 @@ from quantize.pipeline.ledger import Ledger
 from quantize.pipeline.texts import EvaluationTexts, Ids, own_answers, sample_texts
 from quantize.pipeline.workshop import Workshop
 from quantize.quality.measuring import Measurement, measure
-from quantize.quality.regression import RegressionScore, regression_items, score
+from quantize.quality.regression import (
+    ANSWER_TOKENS,
+    RegressionScore,
+    regression_items,
+    score,
+)
 from quantize.quality.report import GENERAL_SET, TASK_SET, ReportedModel, Stage
 
 _LayerErrors = RootModel[tuple[LayerError, ...]]
+_QUESTION_TOKENS = 64
 
 
 class Meter:
@@ -133,6 +139,7 @@ class Meter:
                 reference=None if reference is None else self._work / reference,
                 watch=self._watch,
                 log=self._log,
+                answer_tokens=self._answer_tokens(prompts),
                 **({} if speed else {"speed_tokens": 0}),
             )
             for path in work.iterdir():
@@ -140,6 +147,11 @@ class Meter:
             fsync_directory(work)
             self._ledger.note(f"measure-{name}", known)
         return known
+
+    def _answer_tokens(self, prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+        """Questions are there to be read; of the regression set's only the first words count."""
+        questions = len(self._texts.questions)
+        return [_QUESTION_TOKENS if at < questions else ANSWER_TOKENS for at in range(len(prompts))]
 
 
 def _regression(measurement: Measurement, questions: int) -> RegressionScore | None:

@@ -85,17 +85,18 @@ def measure(
     reference: Path | None,
     watch: Watcher,
     log: Path,
-    answer_tokens: int = 64,
+    answer_tokens: int | Sequence[int] = 64,
     speed_tokens: int = 64,
 ) -> Measurement:
     """Load `model` with vLLM in `dtype` ("auto": the checkpoint's own) and measure it.
 
     `sets` are texts as token ids, each at least two; `prompts` are answered greedily with at most
-    `answer_tokens`; `speed_tokens` 0 measures no speed. `reference` None makes this one a
-    reference: its distributions stay in `work`, 2 bytes a token of the vocabulary and position;
-    else it is the `work` of a reference measured on the same sets. The process never outlives this
-    call, nor this process. Raises UsageError, DiskFull, EngineStartFailed (vLLM refuses the model,
-    with its own last line) and EngineDied (killed, for memory most likely).
+    `answer_tokens` (one figure, or one for each); `speed_tokens` 0 measures no speed. `reference`
+    None makes this one a reference: its distributions stay in `work`, 2 bytes a token of the
+    vocabulary and position; else it is the `work` of a reference measured on the same sets. The
+    process never outlives this call, nor this process. Raises UsageError, DiskFull,
+    EngineStartFailed (vLLM refuses the model, with its own last line) and EngineDied (killed, for
+    memory most likely).
     """
     began = time.monotonic()
     digest = _digest(sets)
@@ -109,7 +110,9 @@ def measure(
         "dtype": dtype,
         "sets": [[list(text) for text in texts] for texts in sets.values()],
         "prompts": [list(prompt) for prompt in prompts],
-        "answer_tokens": answer_tokens,
+        "answer_tokens": [answer_tokens] * len(prompts)
+        if isinstance(answer_tokens, int)
+        else list(answer_tokens),
         "speed_tokens": speed_tokens,
         "work": str(work.resolve()),
         "reference": None if reference is None else str(reference.resolve()),

@@ -51,7 +51,8 @@ class Order:
     dtype: str
     sets: list[list[list[int]]]
     prompts: list[list[int]]
-    answer_tokens: int
+    # The most tokens of each prompt's answer.
+    answer_tokens: list[int]
     # Tokens that each speed is measured with; 0: none is measured.
     speed_tokens: int
     work: str
@@ -196,8 +197,9 @@ def _length(order: Order) -> int:
     """The longest sequence needed: no more than the model has positions, for whom that matters."""
     texts = max((len(text) for texts in order.sets for text in texts), default=0)
     prompts = max((len(prompt) for prompt in order.prompts), default=0)
+    answered = max((len(p) + n for p, n in _asked(order)), default=0)
     needed = max(texts, prompts + 1)
-    wanted = max(needed, prompts + order.answer_tokens, _SPEED_PROMPT + order.speed_tokens)
+    wanted = max(needed, answered, _SPEED_PROMPT + order.speed_tokens)
     known = _config(order)
     positions = known.get("max_position_embeddings") or known.get("n_positions")
     # vLLM says what is wrong with a text that is too long for the model.
@@ -225,18 +227,23 @@ def _config(order: Order) -> dict[str, Any]:
     return {**known, **known.get("text_config", {})} if isinstance(known, dict) else {}
 
 
+def _asked(order: Order) -> list[tuple[list[int], int]]:
+    return list(zip(order.prompts, order.answer_tokens, strict=True))
+
+
 def _answers(
     llm: Any, order: Order, length: int, advance: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     from vllm import SamplingParams
 
     found: list[dict[str, Any]] = []
-    for batch in _batches(order.prompts):
+    for batch in _batches(_asked(order)):
         settings = [
-            SamplingParams(temperature=0, max_tokens=min(order.answer_tokens, length - len(prompt)))
-            for prompt in batch
+            SamplingParams(temperature=0, max_tokens=min(most, length - len(prompt)))
+            for prompt, most in batch
         ]
-        for output in llm.generate(_prompts(batch), settings, use_tqdm=False):
+        prompts = _prompts([prompt for prompt, _ in batch])
+        for output in llm.generate(prompts, settings, use_tqdm=False):
             answer = output.outputs[0]
             found.append(
                 {
