@@ -4,7 +4,8 @@ Merges a demo adapter into the demo base, to bf16 for the tool by hand (plain ca
 its README has them, in the same environment) and to fp32 for `run_quantizer`, then measures both in
 turn on the same samples, group size and threads. Seconds are wall clock; `--cpu` takes the
 processes' own CPU seconds, for a machine that is busy with other things.
-Bar: at most 1.3 times the tool by hand.
+Bars: at most 1.3 times the tool by hand; with `--quality`, which measures both with vLLM on the
+held-out texts that are shipped, a perplexity not above the tool's own.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from adapters.bases.shards import open_base
@@ -26,11 +28,15 @@ from adapters.jobs.orders import Calibration, QuantizeOptions
 from demo.base import ensure_base
 from quantize.environments import ensure
 from quantize.merging.merge import Watcher, merge
+from quantize.quality.comparing import SetMeasurement
+from quantize.quality.data import GENERAL
+from quantize.quality.measuring import measure
 from quantize.quantizers.calibration import CalibrationSet, calibration_set
 from quantize.quantizers.checks import check
 from quantize.quantizers.recipe import Recipe
 from quantize.quantizers.running import run_quantizer
 from quantize.quantizers.table import quantizer_of
+from quantize.texts import read_texts, token_ids
 
 RATIO = 1.3
 ADAPTER = "pirate"
@@ -98,6 +104,54 @@ def measured(work: Callable[[], object], *, cpu: bool) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+class Quality:
+    """Measures models on the shipped held-out texts, against the merged model in fp32."""
+
+    def __init__(self, root: Path, merged: Path) -> None:
+        self._root = root
+        self._merged = merged
+        self._rows = token_ids(merged, read_texts(GENERAL), 512, most=2048)
+        self._measured(merged, "float32", "reference", None)
+
+    def of(self, model: Path) -> SetMeasurement:
+        """Perplexity and divergence of `model`, which may lack a tokenizer."""
+        for file in self._merged.glob("tokenizer*"):
+            if not (model / file.name).exists():
+                shutil.copy(file, model)
+        return self._measured(model, "bfloat16", model.name, self._root / "reference")
+
+    def _measured(
+        self, model: Path, dtype: str, name: str, reference: Path | None
+    ) -> SetMeasurement:
+        sets: dict[str, Sequence[Sequence[int]]] = {"general": self._rows}
+        return measure(
+            model,
+            dtype=dtype,
+            sets=sets,
+            prompts=(),
+            work=self._root / name,
+            reference=reference,
+            watch=Watcher(),
+            log=self._root / "vllm.log",
+            speed_tokens=0,
+        ).sets["general"]
+
+
+def compared(quality: Quality, hand: Path, ours: Path) -> bool:
+    """Print both perplexities; whether ours is above the tool's."""
+    found = {"by hand": quality.of(hand), "here": quality.of(ours)}
+    for label, figures in found.items():
+        assert figures.against is not None, "compared with the reference"
+        print(
+            f"  {label}: perplexity {figures.perplexity:.3f} (merged in fp32 "
+            f"{figures.against.reference_perplexity:.3f}), KL {figures.against.kl_mean:.4f}, "
+            f"top-1 {figures.against.top1_agreement:.3f}",
+            flush=True,
+        )
+    theirs, own = (figures.perplexity for figures in found.values())
+    return own is None or (theirs is not None and own > theirs)
+
+
 def main() -> None:
     """Print the seconds and the ratio of each quantizer; exit 1 beyond the bar."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,11 +161,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--by-hand-dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--cpu", action="store_true", help="CPU seconds in place of wall clock")
+    parser.add_argument("--quality", action="store_true", help="measure both with vLLM, too")
     given = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         models = merged(root)
+        (root / "quality").mkdir()
+        quality = Quality(root / "quality", models["float32"]) if given.quality else None
         chosen = Calibration(path=given.calibration, samples=given.samples, tokens=given.tokens)
         texts = calibration_set(models["float32"], chosen)
         source = open_base(models["float32"])
@@ -139,6 +196,8 @@ def main() -> None:
                 f"{ratio:.2f} times (bar {RATIO})",
                 flush=True,
             )
+            if quality is not None:
+                failed |= compared(quality, hand, root / name)
     sys.exit(failed)
 
 
