@@ -7,6 +7,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from adapters.models import Origin
 from quantize.merging.base_weights import Asked
 from quantize.merging.comparing import compared_shard
 from quantize.merging.layout import Shard, planned_shards
-from quantize.merging.measuring import Measured, comparison_of, drowning, rounding_of
+from quantize.merging.measuring import Compared, Measured, comparison_of, drowning, rounding_of
 from quantize.merging.models import Dtype, Merged, MergeReport, UsedWeights
 from quantize.merging.side_files import notes_on, side_files
 from quantize.merging.source import MergeSource, open_source
 from quantize.merging.workspace import REPORT, Workspace, check_out, written
-from quantize.merging.writing import write_shard
+from quantize.merging.writing import seal_shard, write_shard
 
 # What a merge of the same inputs writes; raised when that changes, so that no run goes on from
 # shards of another kind.
@@ -117,15 +118,25 @@ def _write_shards(
         done += count
         watch.progress(done, total)
 
+    def seal(shard: Shard, measured: tuple[Measured, ...], compared: tuple[Compared, ...]) -> None:
+        seal_shard(shard, space.path)
+        space.finish(shard.name, measured, compared)
+
     found: list[Measured] = []
-    for shard in shards:
-        measured = space.finished(shard.name)
-        if measured is None:
-            with written(space.out):
+    # The disk finishes one shard while the next is computed.
+    with written(space.out), ThreadPoolExecutor(1) as sealer:
+        last: Future[None] | None = None
+        for shard in shards:
+            measured = space.finished(shard.name)
+            if measured is None:
                 measured = write_shard(shard, space.path, places, advance)
                 compared = () if others is None else compared_shard(shard, places, others)
-                space.finish(shard.name, measured, compared)
-        found.extend(measured)
+                if last is not None:
+                    last.result()
+                last = sealer.submit(seal, shard, measured, compared)
+            found.extend(measured)
+        if last is not None:
+            last.result()
     return tuple(found)
 
 

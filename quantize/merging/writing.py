@@ -23,7 +23,7 @@ from adapters.errors import BaseError, DamagedArtifact, UsageError
 from adapters.intake import tensors
 from adapters.intake.lora import load_finite
 from adapters.intake.merging import Edit, carried_out
-from adapters.store.durable import fsync_directory
+from adapters.store.durable import fsync_directory, fsync_file
 from quantize.merging.layout import Places, Shard, Slot
 from quantize.merging.measuring import Measured, Sums
 from quantize.merging.reading import grid, opened, read_whole
@@ -31,8 +31,9 @@ from quantize.merging.reading import grid, opened, read_whole
 if TYPE_CHECKING:
     import torch
 
-# 512 KB of fp32: the steps of one block find it in the cache of their own core.
-_BLOCK = 1 << 17
+# 2 MB of fp32: the next step finds most of it in its core's cache, and threads do not fight for the
+# interpreter between two steps (2.2 GB: 3.0 s; with blocks of a quarter 4.3 s).
+_BLOCK = 1 << 19
 _COPY = 64 << 20
 # Where the kernel does not copy from file to file.
 _PIECE = 1 << 20
@@ -58,20 +59,28 @@ class Blocks:
 def write_shard(
     shard: Shard, folder: Path, places: Places, advance: Advance
 ) -> tuple[Measured, ...]:
-    """Put the shard into `folder`, whole and on the disk or not at all; what was changed, measured.
+    """Write the shard into `folder`, under a hidden name until `seal_shard`; what was changed,
+    measured.
 
     `advance` hears the bytes as they are written. Raises OSError for the target, BaseError for the
     base, DamagedArtifact, and UsageError when the output dtype cannot hold a value.
     """
-    part = folder / f".{shard.name}.part"
-    with part.open("wb", buffering=0) as file:
+    with _part(shard, folder).open("wb", buffering=0) as file:
         out = file.fileno()
         os.posix_fallocate(out, 0, shard.size)
-        found = _Writer(out, places, advance).write(shard)
-        os.fsync(out)
+        return _Writer(out, places, advance).write(shard)
+
+
+def seal_shard(shard: Shard, folder: Path) -> None:
+    """The written shard is forced to the disk and gets its name. Raises OSError."""
+    part = _part(shard, folder)
+    fsync_file(part)
     part.replace(folder / shard.name)
     fsync_directory(folder)
-    return found
+
+
+def _part(shard: Shard, folder: Path) -> Path:
+    return folder / f".{shard.name}.part"
 
 
 class _Writer:

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that even Ctrl-C during start-up ends q
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -31,6 +32,8 @@ def main() -> NoReturn:
         code = _shadowed(error, sys.argv[1:])
     except KeyboardInterrupt:
         code = INTERRUPTED
+    # All is done and said: Ctrl-C while the interpreter ends must not make a failure of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not through the interpreter's own exit: flushing a closed pipe there prints a complaint.
     sys.exit(_flush(code))
 

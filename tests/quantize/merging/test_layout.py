@@ -16,7 +16,7 @@ from adapters.errors import BaseError
 from adapters.intake.merging import Edit, MergePlan
 from adapters.models import BaseDescriptor
 from quantize.merging.layout import Places, planned_shards
-from quantize.merging.writing import write_shard
+from quantize.merging.writing import seal_shard, write_shard
 
 NOTHING = MergePlan((), {}, {}, (), (), "")
 BASE = BaseDescriptor(
@@ -54,6 +54,7 @@ def _written(
     (shard,) = planned_shards(files, BASE, plan, dtype)
     told: list[int] = []
     write_shard(shard, tmp_path, Places(files), told.append)
+    seal_shard(shard, tmp_path)
     path = tmp_path / "model.safetensors"
     header = read_header(path)
     assert sum(told) == shard.size == path.stat().st_size
