@@ -18,7 +18,7 @@ from adapters.errors import StoreError
 from adapters.models import Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry.intake_port import OnStep
-from adapters.registry.registering import check_names, finish
+from adapters.registry.registering import check_names, finish, write_serving
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.durable import fsync_directory, fsync_file, store_io
 from adapters.store.layout import StoreLayout
@@ -56,8 +56,7 @@ def register_model(
         with store_io(layout.root):
             for file in _flat_files(model):
                 (_link if share else shutil.copyfile)(file, staging.files / file.name)
-            if not serving.empty:
-                (staging.files / SERVING_FILE).write_bytes(serving.encode())
+        write_serving(layout, serving, staging)
         return finish(
             layout,
             writer,

@@ -72,7 +72,7 @@ def register(
                 progress=progress,
                 approximate=approximate,
             )
-        _write_serving(layout, beside.serving, staging)
+        write_serving(layout, beside.serving, staging)
         notes = manifest.notes + beside.notes
         manifest = described(manifest, beside.training).model_copy(
             update={"notes": notes, "registered_by": actor}
@@ -199,7 +199,8 @@ def _with_beside(
     )
 
 
-def _write_serving(layout: StoreLayout, serving: Serving, staging: Staging) -> None:
+def write_serving(layout: StoreLayout, serving: Serving, staging: Staging) -> None:
+    """Stage what the version brings to its requests, if it brings anything."""
     if not serving.empty:
         with store_io(layout.root):
             (staging.files / SERVING_FILE).write_bytes(serving.encode())

@@ -15,13 +15,13 @@ import torch
 
 import adapters
 from adapters.catalog import Catalog
-from adapters.jobs.orders import BaseWeights
+from adapters.jobs.orders import BaseWeights, Dtype
 from adapters.models import Origin
 from quantize.merging.base_weights import Asked
 from quantize.merging.comparing import compared_shard
 from quantize.merging.layout import Shard, planned_shards
 from quantize.merging.measuring import Compared, Measured, comparison_of, drowning, rounding_of
-from quantize.merging.models import Dtype, Merged, MergeReport, UsedWeights
+from quantize.merging.models import Merged, MergeReport, UsedWeights
 from quantize.merging.side_files import notes_on, side_files
 from quantize.merging.source import MergeSource, open_source
 from quantize.merging.workspace import REPORT, Workspace, check_out, written

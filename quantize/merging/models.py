@@ -7,8 +7,6 @@ from typing import Literal
 from adapters.jobs.orders import BaseWeights
 from adapters.models import Frozen, Lane, Origin
 
-Dtype = Literal["bfloat16", "float16", "float32"]
-
 
 class ChangedParameter(Frozen):
     """One parameter that the merge changed or added.

@@ -119,8 +119,8 @@ class Workspace:
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise DiskFull(
-                f"the merged model needs {_gigabytes(needed)} in {self.out.parent}, "
-                f"{_gigabytes(free)} are free: free some, or name another place with --out"
+                f"the merged model needs {gigabytes(needed)} in {self.out.parent}, "
+                f"{gigabytes(free)} are free: free some, or name another place with --out"
             )
 
     def publish(self) -> None:
@@ -210,6 +210,6 @@ def written(out: Path) -> Iterator[None]:
         raise UsageError(f"cannot write {out}: {fault.strerror or fault}") from fault
 
 
-def _gigabytes(count: int) -> str:
+def gigabytes(count: int) -> str:
     """At least two digits, so that small models are not all `0.0 GB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapters.bases.shards import INDEX
-from adapters.jobs.orders import BaseWeights
+from adapters.jobs.orders import BaseWeights, Dtype
 from adapters.models import Frozen
 from quantize.environments import ensure
 from quantize.merging.base_weights import Asked
 from quantize.merging.merge import merge
-from quantize.merging.models import Dtype, Merged
+from quantize.merging.models import Merged
 from quantize.merging.workspace import REPORT, written
 from quantize.pipeline.checking import asked
 from quantize.pipeline.workshop import Workshop, put_on_disk, replaced

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 
 from adapters.errors import Conflict, DiskFull
+from quantize.merging.workspace import gigabytes
 
-# An engine without its weights and its cache (quantization.md and engine-facts.md have 1.3 GiB).
+# An engine without its weights and its cache (1.3 GiB measured on a CPU).
 ENGINE_BYTES = 1_500_000_000
 # A quantizer's libraries and the activations of one layer.
 TOOL_BYTES = 800_000_000
@@ -57,11 +58,6 @@ def available_memory() -> int:
         # The page cache is counted as used and given up when needed: half of a limit at least.
         free = min(free, max(limit - used, limit // 2))
     return free
-
-
-def gigabytes(count: int) -> str:
-    """At least two digits, so that small models are not all `0.0 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _cgroup(name: str) -> int | None:

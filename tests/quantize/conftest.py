@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from adapters.catalog import Catalog
+from adapters.jobs.orders import Dtype
 from quantize.merging.merge import merge
-from quantize.merging.models import Dtype, Merged
+from quantize.merging.models import Merged
 from tests.adapters.intake.conftest import MODELS
 from tests.adapters.intake.mixtures import write_mixture
 from tests.quantize.forks import Forks, forking
