@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantize.merging.merge import Watcher
 
 # Becomes the command, which then dies with us: prctl(2), PR_SET_PDEATHSIG with SIGKILL, outlasts
 # exec. Not in a preexec_fn: after a fork of a process with threads no Python may run. The parent
@@ -50,6 +54,36 @@ def start(
         cwd=directory,
         start_new_session=True,
     )
+
+
+def follow(
+    child: subprocess.Popen[bytes], order: dict[str, Any], watch: Watcher
+) -> dict[str, Any] | None:
+    """Hand the order over, a line of JSON, and tell `watch` of {"step"} and {"progress"}.
+
+    Returns the event that comes after them, {"result"} or {"error"}; None for a child that ended
+    without one.
+    """
+    assert child.stdin is not None and child.stdout is not None, "both are pipes"
+    # A child that is dead already has closed the pipe; its output's end tells how it ended.
+    with suppress(BrokenPipeError):
+        child.stdin.write(json.dumps(order).encode() + b"\n")
+        child.stdin.flush()
+    for event in _events(child.stdout):
+        if "step" in event:
+            watch.step(event["step"])
+        elif "progress" in event:
+            watch.progress(*event["progress"])
+        else:
+            return event
+    return None
+
+
+def _events(stdout: IO[bytes]) -> Iterable[dict[str, Any]]:
+    for line in stdout:
+        # The last line of a process that was killed may be half of one.
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

@@ -8,10 +8,8 @@ stderr                       <-     whatever the tool prints: the log
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,31 +89,15 @@ def _followed(
     watch: Watcher,
     log: IO[bytes],
 ) -> dict[str, Any]:
-    assert child.stdin is not None and child.stdout is not None, "both are pipes"
-    # A child that is dead already has closed the pipe; its output's end tells how it ended.
-    with suppress(BrokenPipeError):
-        child.stdin.write(json.dumps(order).encode() + b"\n")
-        child.stdin.flush()
-    for event in _events(child.stdout):
-        if "step" in event:
-            watch.step(event["step"])
-        elif "progress" in event:
-            watch.progress(*event["progress"])
-        elif "result" in event:
-            return dict(event["result"])
-        else:
-            raise ToolFailed(
-                f"{tool.work} with {tool.name} failed: {event['error']['message']}; its log "
-                f"is {log.name}"
-            )
-    raise _death(tool, child.wait(), log)
-
-
-def _events(stdout: IO[bytes]) -> Iterable[dict[str, Any]]:
-    for line in stdout:
-        # The last line of a process that was killed may be half of one.
-        with suppress(ValueError):
-            yield json.loads(line)
+    event = children.follow(child, order, watch)
+    if event is None:
+        raise _death(tool, child.wait(), log)
+    if "error" in event:
+        raise ToolFailed(
+            f"{tool.work} with {tool.name} failed: {event['error']['message']}; its log is "
+            f"{log.name}"
+        )
+    return dict(event["result"])
 
 
 def _death(tool: Tool, code: int, log: IO[bytes]) -> ToolFailed:

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from adapters.errors import DiskFull, EngineDied, EngineStartFailed, UsageError
 from adapters.models import Frozen
+from quantize import children
 from quantize.merging.merge import Watcher
 from quantize.quality.comparing import SetMeasurement, set_measurement
 
@@ -197,8 +198,6 @@ def _run(order: dict[str, Any], model: Path, watch: Watcher, log: Path) -> dict[
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaint,
-            text=True,
-            encoding="utf-8",
             # Ctrl-C is for this process, which then ends its child.
             start_new_session=True,
         )
@@ -218,26 +217,16 @@ def _run(order: dict[str, Any], model: Path, watch: Watcher, log: Path) -> dict[
 
 
 def _followed(
-    child: subprocess.Popen[str], order: dict[str, Any], model: Path, watch: Watcher
+    child: subprocess.Popen[bytes], order: dict[str, Any], model: Path, watch: Watcher
 ) -> dict[str, Any] | None:
     """The result, or None for a process that died without a word."""
-    assert child.stdin is not None and child.stdout is not None, "both are pipes"
-    with suppress(BrokenPipeError):
-        child.stdin.write(json.dumps(order) + "\n")
-        child.stdin.flush()
-    for line in child.stdout:
-        event = json.loads(line)
-        if "step" in event:
-            watch.step(event["step"])
-        elif "progress" in event:
-            watch.progress(*event["progress"])
-        elif "result" in event:
-            result: dict[str, Any] = event["result"]
-            return result
-        else:
-            raise _refusal(event["error"], model)
-    child.wait()
-    return None
+    event = children.follow(child, order, watch)
+    if event is None:
+        child.wait()
+        return None
+    if "error" in event:
+        raise _refusal(event["error"], model)
+    return dict(event["result"])
 
 
 def _refusal(error: dict[str, str], model: Path) -> Exception:
