@@ -16,7 +16,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from adapters.errors import InvalidReference, UsageError
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from adapters.references import MAX_REFERENCE_LENGTH, parse_reference
 
 MAX_PARTS = 16

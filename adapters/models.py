@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from adapters.frozen import Frozen, Lane
+from adapters.lanes.models import Deployment, Route
 
 # The rank of a LoRA that only comes near what was trained, or `auto`: as far as it is no noise.
 Approximate = int | Literal["auto"]
-
-
-class Frozen(BaseModel):
-    """Immutable, and strict about keys: an unknown one is a mistake, not an extension."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Lane(StrEnum):
-    """How a version is served: swapped in per request, or merged into an engine of its own."""
-
-    HOT = "hot"
-    MERGED = "merged"
 
 
 class ModuleSpec(Frozen):
@@ -98,7 +87,7 @@ class BaseDescriptor(Frozen):
     parameters: dict[str, tuple[int, ...]]
     # Input and output embedding, of which an adapter may bring a copy:
     # module -> "DTYPE:sha256 of its bytes".
-    embedding_weights: dict[str, str] = {}
+    embedding_weights: dict[str, str] = Field(default_factory=dict)
     # None in bases that were added before these were noted, or where layers differ.
     attention_heads: int | None = None
     key_value_heads: int | None = None
@@ -200,7 +189,7 @@ class MergeRecord(Frozen):
     seed: int | None = None
     # What config.json says of it, for engines: quant_method, bits, ….
     quantization: dict[str, Any] | None = None
-    tools: dict[str, str] = {}
+    tools: dict[str, str] = Field(default_factory=dict)
     # What keeps the same inputs from giving the same bytes; None: nothing does.
     not_reproducible: str | None = None
     # Empty where no quality was measured.
@@ -299,6 +288,9 @@ class AdapterRecord(Frozen):
     default_tag: str
     versions: dict[int, VersionRecord]
     tags: dict[str, int]
+    # By version number, and by tag: where somebody has said how requests are served.
+    deployments: dict[int, Deployment] = Field(default_factory=dict)
+    routes: dict[str, Route] = Field(default_factory=dict)
 
 
 class TagChange(Frozen):

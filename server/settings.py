@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from adapters.errors import UsageError
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 
 ENV_PREFIX = "ADAPTERCTL_"
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.frozen import Lane
 from adapters.intake import tensors
 from adapters.intake.lora import LoraPair
 from adapters.intake.mapping import PREFIX, leaf_names
 from adapters.intake.writing import Entry, check_bound, write_adapter
-from adapters.models import Lane
 
 if TYPE_CHECKING:
     import torch

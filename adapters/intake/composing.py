@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 from adapters.compositions import Component, CompositionMethod, Recipe, formula
 from adapters.errors import StoreDamaged, UsageError
+from adapters.frozen import Lane
 from adapters.intake import mixing, tensors
 from adapters.intake.canonical import keep, prove, write_canonical
 from adapters.intake.formats import read_artifact
 from adapters.intake.lora import LoraPair, plan_lora
 from adapters.intake.mapping import leaf_names
 from adapters.intake.peft_config import MAX_RANK
-from adapters.models import BaseDescriptor, Lane, Manifest, ModuleSpec, Origin
+from adapters.models import BaseDescriptor, Manifest, ModuleSpec, Origin
 
 if TYPE_CHECKING:
     import torch

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.bases.weights import BaseWeights
 from adapters.errors import DamagedArtifact, StoreDamaged
+from adapters.frozen import Lane
 from adapters.intake import tensors
 from adapters.intake.formats import read_artifact
 from adapters.intake.lora import FLOATS, load_finite
@@ -22,7 +23,7 @@ from adapters.intake.methods import recognise
 from adapters.intake.raw import LazyTensor
 from adapters.intake.routing import merge_plan
 from adapters.intake.writing import Entry, check_bound, write_adapter
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from adapters.store.durable import store_error
 
 if TYPE_CHECKING:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.frozen import Lane
 from adapters.intake.evidence import Evidence
 from adapters.intake.lora import LoraPlan
 from adapters.intake.merging import MergePlan
 from adapters.intake.raw import RawAdapter
-from adapters.models import Approximate, BaseDescriptor, Lane
+from adapters.models import Approximate, BaseDescriptor
 
 # (artifact, base, rank, directory for scratch files, progress in bytes)
 ToApproximation = Callable[

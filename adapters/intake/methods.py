@@ -11,6 +11,7 @@ import reprlib
 from typing import Any
 
 from adapters.errors import ArtifactError, InvalidConfig, NotHotServable, NotServable
+from adapters.frozen import Lane
 from adapters.intake.bdlora import plan_bdlora
 from adapters.intake.evidence import (
     EXPERTS,
@@ -42,7 +43,7 @@ from adapters.intake.sampled import plan_sampled
 from adapters.intake.trainable_tokens import plan_tokens, without_tokens
 from adapters.intake.tuner_methods import TUNERS
 from adapters.intake.whole_weights import plan_whole_weights
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 
 
 def _with_tokens(raw: RawAdapter, base: BaseDescriptor) -> LoraPlan:

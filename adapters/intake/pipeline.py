@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapters.errors import ArtifactError, BaseError, BaseMismatch, NotHotServable
+from adapters.frozen import Lane
 from adapters.intake.base_names import quantized_note, same_model
 from adapters.intake.canonical import write_canonical
 from adapters.intake.formats import read_artifact
@@ -26,14 +27,7 @@ from adapters.intake.provenance import source_sha256
 from adapters.intake.raw import RawAdapter
 from adapters.intake.routing import approximated, check_rank, compared, plan_artifact
 from adapters.intake.tensors import item_size
-from adapters.models import (
-    Approximate,
-    Approximation,
-    BaseDescriptor,
-    Inspection,
-    Lane,
-    Manifest,
-)
+from adapters.models import Approximate, Approximation, BaseDescriptor, Inspection, Manifest
 
 Progress = Callable[[int, int], None]
 Plan = LoraPlan | MergePlan

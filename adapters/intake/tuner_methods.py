@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adapters.frozen import Lane
 from adapters.intake.adalora import plan_adalora
 from adapters.intake.deft import plan_deft
 from adapters.intake.delora import plan_delora
@@ -22,7 +23,6 @@ from adapters.intake.tinylora import plan_tinylora
 from adapters.intake.unilora import plan_unilora
 from adapters.intake.vblora import plan_vblora
 from adapters.intake.vera import plan_pvera, plan_vera
-from adapters.models import Lane
 
 TUNERS: tuple[Method, ...] = (
     Method("adalora", "AdaLoRA", tuner("ADALORA"), Lane.HOT, to_lora=plan_adalora),

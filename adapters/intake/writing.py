@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import DamagedArtifact, InvalidConfig
+from adapters.frozen import Lane
 from adapters.intake import tensors
-from adapters.models import Lane
 from adapters.store.durable import store_error
 
 if TYPE_CHECKING:

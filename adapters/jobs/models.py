@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
+from adapters.frozen import Frozen
 from adapters.jobs.orders import Order
-from adapters.models import Frozen
 
 
 class JobState(StrEnum):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 
 Requantize = Literal["none", "awq", "gptq", "w8a8", "autoround"]
 Dtype = Literal["bfloat16", "float16", "float32"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from adapters.compositions import Component, Part, Recipe, check_components, check_parts, mix_name
 from adapters.errors import AdapterNotFound, BaseMismatch, NotHotServable, UsageError
-from adapters.models import Lane, Registered
+from adapters.frozen import Lane
+from adapters.models import Registered
 from adapters.references import check_name, check_tag
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
 from adapters.registry.registering import check_names, finish

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from adapters.models import Frozen, Lane
+from adapters.frozen import Frozen, Lane
 
 
 class AdapterFilter(Frozen):

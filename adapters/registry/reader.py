@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import StoreDamaged, StoreTooNew
+from adapters.frozen import Lane
 from adapters.models import (
     AdapterRecord,
     BaseDescriptor,
     BaseRecord,
-    Lane,
     Manifest,
     TagChange,
     VersionRecord,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from adapters.errors import InvalidConfig, UsageError
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 
 SERVING_FILE = "serving.json"
 # The longest templates of released models are below 40 kB.

@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict
 
 from adapters.errors import BaseError
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from quantize.formats.reading import Checkpoint, open_checkpoint
 
 # Alternating fits of row and column scales; two bring them within a percent, four to rest.

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapters.frozen import Frozen
 from adapters.intake import tensors
-from adapters.models import Frozen
 from quantize.merging.models import (
     ChangedParameter,
     ParameterDifference,

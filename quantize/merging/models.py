@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from adapters.frozen import Frozen, Lane
 from adapters.jobs.orders import BaseWeights
-from adapters.models import Frozen, Lane, Origin
+from adapters.models import Origin
 
 
 class ChangedParameter(Frozen):

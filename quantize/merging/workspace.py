@@ -29,7 +29,7 @@ from adapters.errors import (
     StoreReadOnly,
     UsageError,
 )
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from adapters.store.durable import fsync_directory, fsync_file, write_durably
 from quantize.merging.measuring import Compared, Measured
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from adapters.bases.shards import INDEX
+from adapters.frozen import Frozen
 from adapters.jobs.orders import BaseWeights, Dtype
-from adapters.models import Frozen
 from quantize.environments import ensure
 from quantize.merging.base_weights import Asked
 from quantize.merging.merge import merge

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from adapters.models import Frozen, MergeRecord
+from adapters.frozen import Frozen
+from adapters.models import MergeRecord
 from quantize.pipeline.building import Made, merge_other
 from quantize.pipeline.measuring import Meter, loads_and_answers
 from quantize.pipeline.models import MergeResult

@@ -11,8 +11,9 @@ import torch
 
 import adapters
 from adapters.errors import BaseError, UsageError
+from adapters.frozen import Frozen
 from adapters.jobs.orders import EvaluateOrder
-from adapters.models import Frozen, Origin, TextQuality
+from adapters.models import Origin, TextQuality
 from adapters.store.job_files import LOG_NAME
 from quantize.formats.comparing import LayerError
 from quantize.jobs.context import JobContext, Rejected

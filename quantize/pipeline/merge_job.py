@@ -6,8 +6,8 @@ from datetime import datetime
 
 import torch
 
+from adapters.frozen import Frozen
 from adapters.jobs.orders import MergeOrder
-from adapters.models import Frozen
 from quantize.jobs.context import JobContext, Rejected
 from quantize.pipeline.building import Made, made, prepare_tools
 from quantize.pipeline.checking import SIDE, check_published, checked, key_of

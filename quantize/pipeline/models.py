@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adapters.models import Frozen, MergeRecord
+from adapters.frozen import Frozen
+from adapters.models import MergeRecord
 from quantize.merging.models import MergeReport
 from quantize.quality.report import GateResult, Stage
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from adapters.frozen import Lane
 from adapters.jobs.orders import MergeOrder
-from adapters.models import Lane, Manifest
+from adapters.models import Manifest
 from adapters.registry.merged_models import METHOD
 from adapters.store.durable import fsync_directory, store_io, write_durably
 from quantize.jobs.context import JobContext

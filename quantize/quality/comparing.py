@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 
 # Nats, a quarter of a decade each; below and above them are two bins more. Fixed, so that the
 # histograms of any two reports can be laid on each other.

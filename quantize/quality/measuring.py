@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from adapters.errors import DiskFull, EngineDied, EngineStartFailed, UsageError
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from quantize import children
 from quantize.merging.merge import Watcher
 from quantize.quality.comparing import SetMeasurement, set_measurement

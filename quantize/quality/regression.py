@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from quantize.quality.data import REGRESSION
 from quantize.quality.data.regression.matching import is_right, prompt
 

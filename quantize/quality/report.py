@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field, FiniteFloat, JsonValue
 
-from adapters.models import Frozen, Origin
+from adapters.frozen import Frozen
+from adapters.models import Origin
 from quantize.formats.comparing import LayerError
 from quantize.quality.measuring import Measurement
 from quantize.quality.regression import RegressionScore

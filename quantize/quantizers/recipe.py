@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 
 
 class Recipe(Frozen):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from adapters.models import AdapterRecord, Lane, VersionRecord
+from adapters.frozen import Lane
+from adapters.models import AdapterRecord, VersionRecord
 from server.settings import ServeSettings
 
 # The ranks vLLM 0.32 takes for --max-lora-rank (vllm/config/lora.py, MaxLoRARanks).

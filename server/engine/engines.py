@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from adapters.errors import EngineStartFailed, EngineUnavailable
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from server.engine.capacity import Capacity
 from server.engine.transport import EngineAddress, EngineTransport
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from adapters.compositions import Part, Recipe
-from adapters.models import AdapterRecord, Approximate, Frozen, Manifest, VersionRecord
+from adapters.frozen import Frozen
+from adapters.models import AdapterRecord, Approximate, Manifest, VersionRecord
 from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 
 if TYPE_CHECKING:

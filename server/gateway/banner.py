@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from adapters.models import Lane
+from adapters.frozen import Lane
 from adapters.registry.snapshot import Snapshot
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from adapters.compositions import is_mix
-from adapters.models import AdapterRecord, BaseRecord, Lane, VersionRecord
+from adapters.frozen import Lane
+from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from server.gateway.state import GatewayState, check_deployed
 
 

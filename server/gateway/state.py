@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch, NotDeployed
-from adapters.models import BaseRecord, Lane, VersionRecord
+from adapters.frozen import Lane
+from adapters.models import BaseRecord, VersionRecord
 from adapters.registry.snapshot import Resolved, Snapshot
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import engine_name

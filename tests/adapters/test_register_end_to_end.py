@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapters.catalog import Catalog
 from adapters.errors import BaseError, BaseMismatch
-from adapters.models import Lane
+from adapters.frozen import Lane
 
 
 def tiny_llama(hidden: int) -> LlamaForCausalLM:

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from adapters.errors import ArtifactError
-from adapters.models import Lane
+from adapters.frozen import Lane
 from demo.expectations import EXPECTATIONS, MAX_TOKENS
 from demo.prepare import ARTIFACTS
 from loadtests.live import LiveServer, run_cli

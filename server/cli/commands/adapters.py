@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from adapters.models import AdapterRecord, Approximation, Lane, Manifest, VersionRecord
+from adapters.frozen import Lane
+from adapters.models import AdapterRecord, Approximation, Manifest, VersionRecord
 from adapters.references import parse_reference
 from adapters.registry.filtering import EVERYTHING, AdapterFilter
 from adapters.serving.document import Serving

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from adapters.errors import ArtifactError
+from adapters.frozen import Lane
 from adapters.intake import patterns
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_artifacts import BAD
 from tests.adapters.intake.bad_converted import BAD_CONVERTED, RIGHT_CONVERTED

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import ArtifactError, BaseError, DamagedArtifact, UsageError
+from adapters.frozen import Lane
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import Approximate, BaseDescriptor, Lane
+from adapters.models import Approximate, BaseDescriptor
 from tests.adapters.intake.artifact_builders import write_good
 from tests.adapters.intake.bad_fine_tunes import BAD
 from tests.adapters.intake.fine_tunes import low_rank, tune

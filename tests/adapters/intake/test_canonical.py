@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapters.errors import DamagedArtifact, InvalidConfig
+from adapters.frozen import Lane
 from adapters.intake import hot
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane, Manifest
+from adapters.models import BaseDescriptor, Manifest
 from tests.adapters.intake.artifact_builders import (
     PREFIX,
     Q0_A,

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from adapters.compositions import Component, CompositionMethod, Recipe
 from adapters.errors import StoreDamaged, UsageError
+from adapters.frozen import Lane
 from adapters.intake.composing import compose_into
 from adapters.intake.pipeline import take_in
-from adapters.models import BaseDescriptor, Lane, Manifest
+from adapters.models import BaseDescriptor, Manifest
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.bases.describe import describe_base
+from adapters.frozen import Lane
 from adapters.intake.experts import plan_experts
 from adapters.intake.formats import read_artifact
 from adapters.intake.merged import write_stored
 from adapters.intake.merging import MergePlan
 from adapters.intake.methods import recognise
 from adapters.intake.raw import LazyTensor
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.mixtures import (
     EXPERTS,
     MIXTURES,

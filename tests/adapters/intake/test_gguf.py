@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from adapters.frozen import Lane
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.conftest import VOCABULARY
 from tests.adapters.intake.gguf_builder import write_gguf
 

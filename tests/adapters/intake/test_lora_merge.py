@@ -15,13 +15,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from adapters.frozen import Lane
 from adapters.intake.formats import read_artifact
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import Edit, MergePlan, carried_out
 from adapters.intake.methods import recognise
 from adapters.intake.pipeline import examine, take_in
 from adapters.intake.routing import merge_plan
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

@@ -13,12 +13,13 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from adapters.frozen import Lane
 from adapters.intake.formats import read_artifact
 from adapters.intake.merging import MergePlan
 from adapters.intake.methods import recognise
 from adapters.intake.peft_types import PEFT_TYPES
 from adapters.intake.pipeline import take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.bad_merge_only import PARTS
 from tests.adapters.intake.conftest import VOCABULARY
 from tests.adapters.intake.merge_only_kinds import KINDS, Kind

@@ -13,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from adapters.errors import BaseError, DamagedArtifact, StoreDamaged
+from adapters.frozen import Lane
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import MergePlan, carried_out
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane, Manifest
+from adapters.models import BaseDescriptor, Manifest
 from tests.adapters.intake.artifact_builders import PREFIX, Config, Tensors, write_parts
 from tests.adapters.intake.bad_tuners import loha
 from tests.adapters.intake.merge_only import MERGE_ONLY

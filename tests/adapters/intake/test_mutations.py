@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from adapters.errors import AdapterctlError
+from adapters.frozen import Lane
 from adapters.intake.mapping import parse_lora_key
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import weight_of
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.artifact_builders import WEIGHTS, write_good
 from tests.adapters.intake.merge_only import MERGE_ONLY
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from adapters.errors import AmbiguousFormat, BaseMismatch
+from adapters.frozen import Lane
 from adapters.intake.kohya import _unflattened
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane, ModuleSpec
+from adapters.models import BaseDescriptor, ModuleSpec
 from tests.adapters.intake.artifact_builders import PREFIX, WEIGHTS, write_good
 from tests.adapters.intake.conftest import VOCABULARY
 

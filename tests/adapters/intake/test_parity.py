@@ -13,8 +13,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from adapters.frozen import Lane
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane, Manifest
+from adapters.models import BaseDescriptor, Manifest
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

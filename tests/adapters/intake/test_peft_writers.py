@@ -26,8 +26,9 @@ from adapters.errors import (
     NotServable,
     UnknownFormat,
 )
+from adapters.frozen import Lane
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.artifact_builders import (
     WEIGHTS,
     Config,

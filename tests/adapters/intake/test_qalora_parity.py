@@ -17,8 +17,9 @@ from peft.tuners.lora.variants import QALoraLinearVariant
 from transformers import AutoModelForCausalLM
 
 from adapters.errors import InvalidConfig
+from adapters.frozen import Lane
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from adapters.bases.describe import describe_base
 from adapters.errors import BaseError, NotHotServable
+from adapters.frozen import Lane
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import carried_out
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane, Manifest
+from adapters.models import BaseDescriptor, Manifest
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

@@ -9,13 +9,14 @@ import pytest
 
 from adapters.bases.describe import describe_base
 from adapters.errors import ArtifactError, DamagedArtifact, InvalidConfig, NotHotServable
+from adapters.frozen import Lane
 from adapters.intake.lora import plan_lora
 from adapters.intake.merging import edits_of_pairs
 from adapters.intake.pipeline import examine, take_in
 from adapters.intake.raw import Provenance, RawAdapter
 from adapters.intake.routers import plan_router
 from adapters.intake.tensors import read_safetensors
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.mixtures import (
     MIXTURES,
     by_peft,

@@ -24,8 +24,9 @@ from adapters.errors import (
     NotHotServable,
     NotServable,
 )
+from adapters.frozen import Lane
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

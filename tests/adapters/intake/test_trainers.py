@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM
 
 from adapters.bases.describe import describe_base
 from adapters.errors import InvalidConfig, NotServable
+from adapters.frozen import Lane
 from adapters.intake.merged import read_stored
 from adapters.intake.merging import carried_out
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.trainers.tiny_base import CONFIGS, TOKENS, write_base
 
 HERE = Path(__file__).parent / "trainers"

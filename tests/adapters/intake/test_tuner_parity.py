@@ -15,9 +15,10 @@ from peft.tuners.lokr.layer import factorization as peft_factorization
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from transformers import AutoModelForCausalLM
 
+from adapters.frozen import Lane
 from adapters.intake.lokr import factorization
 from adapters.intake.pipeline import examine, take_in
-from adapters.models import BaseDescriptor, Lane
+from adapters.models import BaseDescriptor
 from tests.adapters.intake.conftest import VOCABULARY
 
 Bases = dict[str, tuple[Path, BaseDescriptor]]

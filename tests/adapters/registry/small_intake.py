@@ -18,15 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from adapters.compositions import Component, Recipe, formula
 from adapters.errors import BaseError, DamagedArtifact, SourceUnreadable
-from adapters.models import (
-    Approximate,
-    BaseDescriptor,
-    Inspection,
-    Lane,
-    Manifest,
-    ModuleSpec,
-    Origin,
-)
+from adapters.frozen import Lane
+from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest, ModuleSpec, Origin
 from adapters.registry.intake_port import Progress
 
 RANK = 4

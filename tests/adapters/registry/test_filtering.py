@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import update
 
 from adapters.catalog import Catalog
-from adapters.models import AdapterRecord, Lane
+from adapters.frozen import Lane
+from adapters.models import AdapterRecord
 from adapters.registry import schema
 from adapters.registry.filtering import AdapterFilter
 from tests.adapters.registry import test_many

@@ -10,7 +10,8 @@ import pytest
 from adapters.catalog import Catalog
 from adapters.compositions import Part, Recipe
 from adapters.errors import AlreadyExists, BaseNotFound, NotHotServable, StoreError
-from adapters.models import Lane, Manifest, MergeRecord, Origin, Registered
+from adapters.frozen import Lane
+from adapters.models import Manifest, MergeRecord, Origin, Registered
 from adapters.serving.document import SERVING_FILE, Serving
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.models import Lane, Manifest
+from adapters.frozen import Lane
+from adapters.models import Manifest
 
 
 def manifest(**fields: Any) -> Manifest:

@@ -22,9 +22,9 @@ import quantize.job
 import quantize.jobs.kinds
 from adapters.catalog import Catalog
 from adapters.errors import Conflict
+from adapters.frozen import Frozen
 from adapters.jobs.models import JobError, JobRecord, JobState
 from adapters.jobs.orders import MergeOrder
-from adapters.models import Frozen
 from quantize.jobs.context import JobContext, Rejected
 from quantize.jobs.telling import Teller
 from tests.adapters.intake.artifact_builders import adapter_parts, write_parts

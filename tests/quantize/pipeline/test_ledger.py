@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.models import Frozen
+from adapters.frozen import Frozen
 from quantize.pipeline.ledger import Ledger
 
 

@@ -22,8 +22,8 @@ from adapters.errors import (
     DiskFull,
     UsageError,
 )
+from adapters.frozen import Lane
 from adapters.jobs.orders import Calibration, EvaluateOptions, MergeOrder, QuantizeOptions
-from adapters.models import Lane
 from quantize.merging.merge import Watcher
 from quantize.merging.workspace import REPORT
 from tests.adapters.registry.test_disk_faults import NAMESPACE, namespaces_work

@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.models import AdapterRecord, Lane, VersionRecord
+from adapters.frozen import Lane
+from adapters.models import AdapterRecord, VersionRecord
 from server.engine.capacity import ENGINE_RANKS, engine_rank, hot_versions, plan_capacity
 from server.settings import ServeSettings
 

@@ -21,7 +21,8 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
-from adapters.models import AdapterRecord, BaseRecord, Lane, VersionRecord
+from adapters.frozen import Lane
+from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
