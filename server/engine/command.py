@@ -48,6 +48,8 @@ def engine_command(
         "--max-loras", str(capacity.slots),
         "--max-cpu-loras", str(capacity.cpu_adapters),
         "--max-lora-rank", str(capacity.max_rank),
+        # Tells which adapters are where, and keeps pins (docs/adr/0019).
+        "--worker-extension-cls", "server.vllm_plugin.residency.ResidentAdapters",
         # Versions bring templates of their own, and only the gateway reaches this engine: it
         # refuses those of clients.
         "--trust-request-chat-template",
