@@ -14,7 +14,7 @@ from pydantic import Field
 from adapters.frozen import Frozen, Lane
 from adapters.jobs.models import JobRecord
 from adapters.jobs.orders import MergeOrder
-from adapters.lanes.models import Deployment, Limits, Sticky
+from adapters.lanes.models import Deployment, Limits, Route, Sticky
 
 # What a merged engine is doing. `idle`: stopped, the next request starts it; `failed`: its start
 # failed, and it is tried again after `retry_after`; `stopping`: it answers what it has begun.
@@ -108,6 +108,15 @@ class RouteRequest(Frozen):
     limits: Limits | None = Limits()
 
 
+class RouteShown(Frozen):
+    """What NAME:TAG means: version `stable`, but for what its route says."""
+
+    adapter: str
+    tag: str
+    stable: int
+    route: Route | None
+
+
 class Prefetched(Frozen):
     """POST /prefetch/REF: where the version is now.
 
@@ -136,6 +145,7 @@ class ResidencyDocument(Frozen):
     `slots` are in the engine's order, None is a free one. The counts are since the engine's start.
     """
 
+    base: str = ""
     slots: tuple[ResidentAdapter | None, ...] = ()
     cpu: tuple[ResidentAdapter, ...] = ()
     loads: int = 0
