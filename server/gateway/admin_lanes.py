@@ -16,8 +16,8 @@ from server.gateway.lane_models import (
 class LaneOperations(Protocol):
     """What the admin API asks of the running server; every method raises AdapterctlError only."""
 
-    def top(self) -> TopDocument:
-        """Traffic, engines and advice of the last moments."""
+    def top(self, window: float = 60.0, rows: int = 50) -> TopDocument:
+        """Traffic, engines and advice of the last 60 or 900 seconds."""
 
     def advice(self) -> list[Advice]:
         """Which versions should change their lane, by what was measured."""

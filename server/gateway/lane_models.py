@@ -148,9 +148,15 @@ class ResidencyDocument(Frozen):
     base: str = ""
     slots: tuple[ResidentAdapter | None, ...] = ()
     cpu: tuple[ResidentAdapter, ...] = ()
+    # How many fit into `cpu`, which lists what is in slots, too.
+    cpu_total: int | None = None
+    # Read from disk, and thrown out of memory.
     loads: int = 0
     evictions: int = 0
     load_seconds: float = 0.0
+    # Copied from memory into a slot.
+    swaps: int = 0
+    swap_seconds: float = 0.0
 
 
 class TopRow(Frozen):
@@ -164,6 +170,8 @@ class TopRow(Frozen):
     requests: int
     in_flight: int = 0
     errors: int = 0
+    # How many of them by their codes.
+    errors_by_code: dict[str, int] = Field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     # Of all tokens, prompts included, that the server saw in the window.
@@ -200,14 +208,23 @@ class TopEngine(Frozen):
     idle: float | None = None
 
 
+# merge, return: to the merged lane, back to the hot one. pin, unpin: a slot of the hot lane.
+AdviceKind = Literal["merge", "return", "pin", "unpin"]
+
+
 class Advice(Frozen):
     """A move that would pay, by what was measured; `reason` has the figures in words."""
 
+    kind: AdviceKind
     adapter: str
     number: int
-    # The lane it should go to.
+    # The lane it is in, and the one it should be in (the same where it is about a pin).
+    now: Lane
     lane: Lane
+    # One sentence.
     reason: str
+    # What is won, with figures; "unknown: not measured" where there are none.
+    gain: str
     # The command that does it.
     command: str
     token_share: float
@@ -220,6 +237,13 @@ class TopDocument(Frozen):
 
     at: datetime
     window: float = Field(gt=0)
+    # The first so many of `versions`, which all had requests or have some now.
     rows: tuple[TopRow, ...] = ()
+    versions: int = 0
+    # Over all of them.
+    requests: int = 0
+    tokens_per_second: float = 0.0
     engines: tuple[TopEngine, ...] = ()
+    # None: the base's engine does not say, or is not ready.
+    residency: ResidencyDocument | None = None
     advice: tuple[Advice, ...] = ()
