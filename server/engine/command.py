@@ -47,6 +47,8 @@ def engine_command(
         "--max-loras", str(capacity.slots),
         "--max-cpu-loras", str(capacity.cpu_adapters),
         "--max-lora-rank", str(capacity.max_rank),
+        # Tells which adapters are where, and keeps pins (docs/adr/0019).
+        "--worker-extension-cls", "server.vllm_plugin.residency.ResidentAdapters",
     ]  # fmt: skip
     model = _model_arguments(settings, base.path, base.name, socket, quantization)
     environment = _environment(settings, engine_id, kv_cache_gib=settings.kv_cache_gib)

@@ -68,7 +68,7 @@ class StoredEngine:
 
         _prune_logs(self._log)
         return SupervisedEngine(
-            self._settings, self._model.base, lambda: NO_ADAPTERS, command, changed
+            self._settings, self._model.base, lambda: NO_ADAPTERS, command, changed=changed
         )
 
 

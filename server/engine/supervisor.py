@@ -15,7 +15,7 @@ from adapters.errors import EngineStartFailed
 from server.engine.capacity import Capacity
 from server.engine.command import EngineCommand
 from server.engine.engines import HEALTH_TIMEOUT, EngineState, EngineStatus, unavailable
-from server.engine.process import EngineProcess, failure_cause, log_tail
+from server.engine.process import EngineProcess, PlainSpawner, Spawner, failure_cause, log_tail
 from server.engine.transport import EngineAddress, EngineTransport
 from server.settings import ServeSettings
 
@@ -40,15 +40,17 @@ class SupervisedEngine:
         base: str,
         plan: Callable[[], Capacity],
         command: Callable[[Capacity, str], EngineCommand],
+        spawner: Spawner | None = None,
         changed: Callable[[], None] = lambda: None,
     ):
         """`plan` and `command` (given the plan and a new engine id) are asked before every
-        start: the registry grows while the server runs. `changed` is called after every change
-        of state."""
+        start: the registry grows while the server runs. `spawner` makes its processes; None:
+        each from nothing. `changed` is called after every change of state."""
         self._settings = settings
         self._base = base
         self._plan = plan
         self._make_command = command
+        self._spawner = spawner or PlainSpawner()
         self._changed = changed
         self._command: EngineCommand | None = None
         self._state = EngineState.STARTING
@@ -130,7 +132,7 @@ class SupervisedEngine:
         self._capacity = self._plan()
         self._command = command = self._make_command(self._capacity, self._id)
         _bound_log(command.log)
-        self._process = await EngineProcess.spawn(command)
+        self._process = await self._spawner.spawn(command)
         self._transport = EngineTransport(
             EngineAddress("http://engine", command.socket), self._settings.connect_timeout
         )

@@ -82,7 +82,9 @@ class SmallPrepared:
             argv = (sys.executable, "-S", str(SMALL_ENGINE), str(socket), mode)
             return EngineCommand(argv, dict(os.environ), socket, log)
 
-        return SupervisedEngine(self._engines.settings, "b", lambda: NO_ADAPTERS, command, changed)
+        return SupervisedEngine(
+            self._engines.settings, "b", lambda: NO_ADAPTERS, command, changed=changed
+        )
 
 
 def has(pool: EnginePool, letter: str, state: MergedState) -> bool:
