@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -209,9 +208,7 @@ class Shadows:
             figures.degenerate += 1
             self._metrics.degenerate(o.adapter, Role.SHADOW, why)
         real = copy.real
-        figures.pairs.append(
-            (o.seconds, real.seconds, o.completion_tokens, real.completion_tokens)
-        )
+        figures.pairs.append((o.seconds, real.seconds, o.completion_tokens, real.completion_tokens))
         self._metrics.compared(o.adapter, o.seconds, same)
 
     def _drop(self, asked: Answered, shadow: Shadow, why: str) -> None:
@@ -267,5 +264,3 @@ class _Exchange:
 
     def _keep(self, data: bytes) -> None:
         self.answer += data[: ANSWER_LIMIT - len(self.answer)]
-
-
