@@ -9,6 +9,7 @@ import re
 import signal
 from collections import deque
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -73,6 +74,20 @@ class EngineProcess:
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.05)
         await self._process.wait()
+
+
+class Spawner(Protocol):
+    """How an engine's process comes to be: from nothing, or from one that waits (standby.py)."""
+
+    async def spawn(self, command: EngineCommand) -> EngineProcess:
+        """A process of its own session that runs the command; raises EngineStartFailed."""
+
+
+class PlainSpawner:
+    """Starts every engine from nothing."""
+
+    async def spawn(self, command: EngineCommand) -> EngineProcess:
+        return await EngineProcess.spawn(command)
 
 
 def session_members(session: int) -> list[int]:
