@@ -43,7 +43,7 @@ class StoredEngine:
         files = open_base(model.path)
         declared = declared_quantization(files)
         self._quantization = declared.quantization if declared else None
-        self.plan: MemoryPlan = plan_merged(settings, files, self._quantization)
+        self.plan: MemoryPlan = plan_merged(settings, files)
         self._settings = settings
         self._model = model
         self._spawner = spawner
