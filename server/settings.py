@@ -51,6 +51,38 @@ class ServeSettings(Frozen):
     kv_cache_gib: int = Field(
         1, ge=1, description="Memory for the KV cache in whole GiB (CPU engine only)."
     )
+    merged_engines: int = Field(
+        4, ge=0, description="Engines of merged models that may be up at the same time; 0: none."
+    )
+    merged_kv_cache_gib: int = Field(
+        1, ge=1, description="Memory for the KV cache of a merged engine in whole GiB."
+    )
+    merged_idle: float = Field(
+        900,
+        ge=0,
+        le=86_400 * 365,
+        description="Seconds without a request after which a merged engine is stopped; 0: never.",
+    )
+    merged_wait: Seconds = Field(
+        120, description="Seconds that a request waits for the start of a merged engine."
+    )
+    merged_drain: Seconds = Field(
+        300,
+        description="Seconds that running requests get to end when their merged engine is not "
+        "deployed any more.",
+    )
+    memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Memory in GiB for all engines together; default: 85 % of the machine's or "
+        "container's, and no more than is free at the start.",
+    )
+    device_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="The GPU's memory in GiB; needed for merged engines on a GPU, and not used "
+        "without one.",
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest context in tokens; default: the base's own."
     )

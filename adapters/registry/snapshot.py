@@ -41,6 +41,8 @@ class Resolved:
     reference: str
     base: BaseRecord
     version: VersionRecord | None
+    # Of the same snapshot: with the version's deployment and the reference's route.
+    adapter: AdapterRecord | None = None
 
 
 class Snapshot:
@@ -67,7 +69,7 @@ class Snapshot:
         adapter = self.adapters.get(ref.name)
         if adapter is not None:
             version = select_version(adapter, ref)
-            return Resolved(text, self.bases[version.base], version)
+            return Resolved(text, self.bases[version.base], version, adapter)
         base = self.bases.get(ref.name)
         if base is None:
             raise AdapterNotFound(self._unknown(ref.name), param="model")

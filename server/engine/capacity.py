@@ -29,6 +29,10 @@ class Capacity:
     max_rank: int
 
 
+# Of an engine that serves one model as it is.
+NO_ADAPTERS = Capacity(slots=0, cpu_adapters=0, max_rank=0)
+
+
 def engine_rank(rank: int) -> int:
     """The smallest rank an engine can be started with that holds `rank`."""
     return next((allowed for allowed in ENGINE_RANKS if allowed >= rank), ENGINE_RANKS[-1])

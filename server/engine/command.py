@@ -12,7 +12,9 @@ import psutil
 
 from adapters.bases.engine_limits import on_cpu
 from adapters.models import BaseRecord, Quantization
+from adapters.store.layout import engine_name
 from server.engine.capacity import Capacity
+from server.engine.memory import GIB, MemoryPlan
 from server.settings import ServeSettings
 
 # Up to so many cores, none is kept free for what is not the engine's worker.
@@ -40,14 +42,55 @@ def engine_command(
     log: Path,
 ) -> EngineCommand:
     """Build the command for one start; nothing is run and nothing is written."""
-    arguments = [
-        "--model", base.path,
-        "--served-model-name", base.name,
-        "--uds", str(socket),
+    lora = [
         "--enable-lora",
         "--max-loras", str(capacity.slots),
         "--max-cpu-loras", str(capacity.cpu_adapters),
         "--max-lora-rank", str(capacity.max_rank),
+        # Tells which adapters are where, and keeps pins (docs/adr/0019).
+        "--worker-extension-cls", "server.vllm_plugin.residency.ResidentAdapters",
+    ]  # fmt: skip
+    model = _model_arguments(settings, base.path, base.name, socket, quantization)
+    environment = _environment(settings, engine_id, kv_cache_gib=settings.kv_cache_gib)
+    # vLLM asks its resolvers for unknown names only where runtime updating is on; the gateway
+    # keeps its load and unload routes from clients.
+    environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+    return _command([*model, *lora, *settings.engine_arguments], environment, socket, log)
+
+
+def merged_command(
+    settings: ServeSettings,
+    model: Path,
+    digest: str,
+    plan: MemoryPlan,
+    *,
+    quantization: Quantization | None = None,
+    engine_id: str,
+    socket: Path,
+    log: Path,
+) -> EngineCommand:
+    """As `engine_command`, for the engine of the merged model in the directory `model`.
+
+    It takes no adapters. The user's own engine arguments are for every engine: what parses tool
+    calls or reasoning must not depend on the lane.
+    """
+    arguments = _model_arguments(settings, str(model), engine_name(digest), socket, quantization)
+    if settings.device_memory_gib is not None and not on_cpu():
+        # vLLM takes this share of the device for everything it keeps there.
+        share = min(1.0, plan.total / (settings.device_memory_gib * GIB))
+        arguments += ["--gpu-memory-utilization", f"{share:.4f}"]
+    environment = _environment(settings, engine_id, kv_cache_gib=settings.merged_kv_cache_gib)
+    environment.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
+    return _command([*arguments, *settings.engine_arguments], environment, socket, log)
+
+
+def _model_arguments(
+    settings: ServeSettings, path: str, name: str, socket: Path, quantization: Quantization | None
+) -> list[str]:
+    arguments = [
+        "--model", path,
+        "--served-model-name", name,
+        "--uds", str(socket),
         # Versions bring templates of their own, and only the gateway reaches this engine: it
         # refuses those of clients.
         "--trust-request-chat-template",
@@ -59,22 +102,24 @@ def engine_command(
         arguments += ["--quantization", quantization.method]
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
-    arguments += settings.engine_arguments
+    return arguments
+
+
+def _command(
+    arguments: list[str], environment: Mapping[str, str], socket: Path, log: Path
+) -> EngineCommand:
     return EngineCommand(
         argv=(sys.executable, "-m", "server.engine.launch", str(os.getpid()), *arguments),
-        environment=_environment(settings, engine_id),
+        environment=environment,
         socket=socket,
         log=log,
     )
 
 
-def _environment(settings: ServeSettings, engine_id: str) -> dict[str, str]:
+def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) -> dict[str, str]:
     own = {
         "ADAPTERCTL_ENGINE_STORE": str(settings.store.resolve()),
         "ADAPTERCTL_ENGINE_ID": engine_id,
-        # vLLM asks its resolvers for unknown names only where runtime updating is on; the
-        # gateway keeps its load and unload routes from clients.
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         # By default one request may ask for 16,384 answers at once.
         "VLLM_MAX_N_SEQUENCES": os.environ.get("VLLM_MAX_N_SEQUENCES", "64"),
         # One that takes this long was made for it; the ones registered were tried under five
@@ -87,7 +132,7 @@ def _environment(settings: ServeSettings, engine_id: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
     }
     if on_cpu():
-        own["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+        own["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
         own.update(_reserved_cores())
     return {**os.environ, **own}
 

@@ -41,15 +41,17 @@ class SupervisedEngine:
         plan: Callable[[], Capacity],
         command: Callable[[Capacity, str], EngineCommand],
         spawner: Spawner | None = None,
+        changed: Callable[[], None] = lambda: None,
     ):
         """`plan` and `command` (given the plan and a new engine id) are asked before every
         start: the registry grows while the server runs. `spawner` makes its processes; None:
-        each from nothing."""
+        each from nothing. `changed` is called after every change of state."""
         self._settings = settings
         self._base = base
         self._plan = plan
         self._make_command = command
         self._spawner = spawner or PlainSpawner()
+        self._changed = changed
         self._command: EngineCommand | None = None
         self._state = EngineState.STARTING
         self._since = datetime.now(UTC)
@@ -60,6 +62,22 @@ class SupervisedEngine:
         self._process: EngineProcess | None = None
         self._transport: EngineTransport | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._failure: EngineStartFailed | None = None
+        self._retry_at = 0.0
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def failure(self) -> EngineStartFailed | None:
+        """Why its last start failed; None once one succeeds."""
+        return self._failure
+
+    @property
+    def retry_in(self) -> float:
+        """Seconds until it is started again, while it is down."""
+        return max(0.0, self._retry_at - time.monotonic())
 
     @property
     def capacity(self) -> Capacity | None:
@@ -150,6 +168,7 @@ class SupervisedEngine:
     async def _revive(self, backoff: float) -> float:
         """Start again until it is ready; returns the back-off for the failure after that."""
         while True:
+            self._retry_at = time.monotonic() + backoff
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LONGEST_BACKOFF)
             self._restarts += 1
@@ -157,9 +176,11 @@ class SupervisedEngine:
                 await self._bring_up()
             except EngineStartFailed as error:
                 logger.error("%s", error.message)
+                self._failure = error
                 self._set(EngineState.DOWN, error.message)
                 await self._take_down()
             else:
+                self._failure = None
                 return backoff
 
     async def _until_dead(self, process: EngineProcess) -> str:
@@ -193,6 +214,7 @@ class SupervisedEngine:
         if state is not self._state:
             self._state = state
             self._since = datetime.now(UTC)
+            self._changed()
 
 
 def _bound_log(log: Path) -> None:

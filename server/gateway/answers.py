@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from adapters.errors import AdapterNotLoadable, EngineUnavailable
 from server.gateway.sse import ModelName, Usage
-from server.gateway.state import Target
+from server.gateway.target import Target
 
 _TYPES = {
     400: "invalid_request_error",

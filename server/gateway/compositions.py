@@ -72,7 +72,7 @@ class Compositions:
         if name not in snapshot.adapters:
             raise AdapterNotFound(f"'{text}' was removed while it was made; try again")
         found = snapshot.resolve(name)
-        return Resolved(text, found.base, found.version)
+        return Resolved(text, found.base, found.version, found.adapter)
 
     async def _made(self, name: str, base: str, parts: tuple[Part, ...]) -> None:
         """Everybody who asks for it meanwhile waits for the same job."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter
 
 from adapters.compositions import is_mix
-from adapters.frozen import Lane
+from adapters.errors import AdapterctlError
 from adapters.models import AdapterRecord, BaseRecord, VersionRecord
-from server.gateway.state import GatewayState, check_deployed
+from server.gateway.placing import Ways
+from server.gateway.state import GatewayState
 
 
 def models_router(state: GatewayState) -> APIRouter:
@@ -32,9 +34,9 @@ def models_router(state: GatewayState) -> APIRouter:
         resolved = snapshot.resolve(reference)
         if resolved.version is None:
             return _base(resolved.base)
-        check_deployed(reference, resolved.version)
-        tags = snapshot.adapters[resolved.version.adapter].tags
-        return _version(reference, resolved.version, tags)
+        adapter = snapshot.adapters[resolved.version.adapter]
+        ways = state.placing.of_version(reference, adapter, resolved.version, None)
+        return _version(reference, resolved.version, adapter.tags, ways)
 
     return router
 
@@ -62,12 +64,13 @@ def _entries(state: GatewayState, adapter: AdapterRecord) -> list[dict[str, Any]
     names += [(f"{adapter.name}:{tag}", number) for tag, number in sorted(adapter.tags.items())]
     for name, number in names:
         version = adapter.versions[number]
-        if version.base_digest == state.base.digest and version.lane is Lane.HOT:
-            entries.append(_version(name, version, adapter.tags))
+        with contextlib.suppress(AdapterctlError):
+            ways = state.placing.of_version(name, adapter, version, None)
+            entries.append(_version(name, version, adapter.tags, ways))
     return entries
 
 
-def _version(name: str, version: VersionRecord, tags: dict[str, int]) -> dict[str, Any]:
+def _version(name: str, version: VersionRecord, tags: dict[str, int], ways: Ways) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -77,6 +80,6 @@ def _version(name: str, version: VersionRecord, tags: dict[str, int]) -> dict[st
         "root": version.adapter,
         "version": version.label,
         "digest": version.digest,
-        "lane": version.lane.value,
+        "lane": ways.lane,
         "tags": sorted(tag for tag, number in tags.items() if number == version.number),
     }

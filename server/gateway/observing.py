@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from adapters.lanes.models import Route
+from adapters.models import AdapterRecord, VersionRecord
+from server.gateway.routes import EngineRoute
 
 
 class Role(StrEnum):
@@ -47,3 +51,24 @@ class Observation:
 ANSWER_LIMIT = 64 * 1024
 
 Observer = Callable[[Observation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request with a watched or shadowed route that got its answer: what a copy is made of.
+
+    `adapter` is of the snapshot that the request was resolved in; `body` as the client sent it.
+    """
+
+    request_id: str
+    reference: str
+    adapter: AdapterRecord
+    stable: VersionRecord
+    route: Route
+    role: Role
+    path: EngineRoute
+    body: bytes
+    headers: Mapping[str, str]
+
+
+Mirror = Callable[[Answered], None]

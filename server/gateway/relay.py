@@ -1,22 +1,20 @@
-"""One request through the gateway to the engine and back.
+"""One request through the gateway to an engine and back.
 
-1. The body is read (bounded) and its `model` resolved in the snapshot: exactly one version.
+1. The body is read (bounded) and its `model` resolved in the snapshot: exactly one version, chosen
+   once, with the lane it belongs to.
 2. What the version brings is filled in where the request says nothing of its own, and it goes to
-   the engine under the engine's own name for that version.
+   the engine that is held for it, under that engine's own name for the version.
 3. The engine's headers and the first bytes are awaited before anything is sent to the client,
    so an early failure keeps its real status.
 4. Bytes stream through; the client's reference is put back; the usage is read.
 5. A client that hangs up closes the engine's connection, which aborts the generation.
-6. Counts and metrics are settled at the end, whatever happened.
+6. Counts, metrics and the hold on the engine are settled at the end, whatever happened.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import Awaitable
-from typing import TypeVar
 
 import aiohttp
 from starlette.requests import Request
@@ -24,43 +22,36 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout
-from server.engine.transport import EngineTransport
 from server.gateway.answers import whole_answer
-from server.gateway.body import encode, model_of, parse_object, read_body
+from server.gateway.body import model_of, parse_object, read_body
+from server.gateway.observing import Role
+from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
+from server.gateway.sending import LOST, Client, ClientGone, Sending
 from server.gateway.serving import apply_serving, refuse_templates
 from server.gateway.settle import Exchange
 from server.gateway.sse import EventStream, ModelName, error_frame
-from server.gateway.state import GatewayState, Target, target_of
-
-T = TypeVar("T")
+from server.gateway.state import GatewayState
+from server.gateway.target import Asked, Target, target_of
 
 # Headers that mean something to the engine; a client's others (keys, cookies) end here.
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
-_LOST = (aiohttp.ClientError, ConnectionError, OSError)
-
-
-class ClientGone(Exception):
-    """The client hung up."""
 
 
 async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
     """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
-    exchange = Exchange(state.metrics, route.path)
+    exchange = Exchange(state.metrics, route.path, state.observers)
     try:
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
-        target = target_of(state, await state.compositions.resolve(model_of(document)))
+        asked = Asked(_request_id(request), request.headers, document)
+        resolved = await state.compositions.resolve(model_of(document))
+        target = target_of(state.placing, resolved, asked)
         exchange.begin(target)
-        transport = state.engine.transport()
         strip_usage = _ask_for_usage(document, route)
-        await _fill_in(document, state, route, target)
-        document["model"] = target.engine_model
-        payload = encode(document)
-        relayed = _Relayed(
-            state, exchange, target, transport, hangup=_watch_hangup(request), strip=strip_usage
-        )
-        return await relayed.open(route.engine_path, payload, _headers(request))
+        await fill_in(document, state, route, target)
+        relayed = _Relayed(state, exchange, target, Client(request), asked, strip=strip_usage)
+        return await relayed.open(route.engine_path, document, _headers(request, asked))
     except ClientGone:
         exchange.end("client_gone")
         return Response(status_code=499)
@@ -72,12 +63,13 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         raise
 
 
-async def _fill_in(
+async def fill_in(
     document: dict[str, object], state: GatewayState, route: EngineRoute, target: Target
 ) -> None:
+    """What the version brings; the same in both lanes. Raises InvalidRequest for a template."""
     if not state.settings.client_templates:
         refuse_templates(document)
-    if route.dialect is not None and target.lane != "base":
+    if route.dialect is not None and target.ways.lane != BASE:
         apply_serving(document, route.dialect, await state.documents.of(target.digest))
 
 
@@ -94,20 +86,15 @@ def _ask_for_usage(document: dict[str, object], route: EngineRoute) -> bool:
     return True
 
 
-def _headers(request: Request) -> dict[str, str]:
+def _request_id(request: Request) -> str:
+    return request.headers.get("x-request-id") or uuid.uuid4().hex
+
+
+def _headers(request: Request, asked: Asked) -> dict[str, str]:
     headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
     headers["content-type"] = "application/json"
-    headers["x-request-id"] = request.headers.get("x-request-id") or uuid.uuid4().hex
+    headers["x-request-id"] = asked.request_id
     return headers
-
-
-def _watch_hangup(request: Request) -> asyncio.Task[None]:
-    async def until_gone() -> None:
-        # The body has been read: the next message can only be the disconnect.
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    return asyncio.create_task(until_gone())
 
 
 class _Relayed(Response):
@@ -118,40 +105,44 @@ class _Relayed(Response):
         state: GatewayState,
         exchange: Exchange,
         target: Target,
-        transport: EngineTransport,
+        client: Client,
+        asked: Asked,
         *,
-        hangup: asyncio.Task[None],
         strip: bool,
     ):
         super().__init__()
-        self._settings = state.settings
+        self._settings = settings = state.settings
         self._exchange = exchange
         self._target = target
-        self._transport = transport
-        self._hangup = hangup
-        self._name = ModelName(target.engine_model, target.reference)
-        self._events = EventStream(self._name, strip_usage=strip)
-        self._deadline = asyncio.get_running_loop().time() + state.settings.request_timeout
+        self._client = client
+        self._request_id = asked.request_id
+        self._strip = strip
+        self._deadline = asyncio.get_running_loop().time() + settings.request_timeout
+        wait = min(state.lanes.wait, settings.request_timeout)
+        self._sending = Sending(state.lanes, target.ways, client, exchange, wait)
         self._upstream: aiohttp.ClientResponse | None = None
         self._first = b""
-        self._request_id = ""
 
-    async def open(self, path: str, body: bytes, headers: dict[str, str]) -> Response:
+    async def open(
+        self, path: str, document: dict[str, object], headers: dict[str, str]
+    ) -> Response:
         """Send the request; a whole answer, or this response once the first event is there."""
-        self._request_id = headers["x-request-id"]
+        settings, client = self._settings, self._client
         try:
-            sending = self._transport.send("POST", path, body=body, headers=headers)
-            self._upstream = await self._or_gone(sending, self._settings.request_timeout)
+            sending = self._sending.send(path, document, headers, settings.request_timeout)
+            self._upstream = await sending
+            assert self._sending.hold is not None
+            self._hold = self._sending.hold
+            self._name = ModelName(self._hold.engine_model, self._target.reference)
             if self._upstream.content_type != "text/event-stream":
-                data = await self._or_gone(self._upstream.read(), self._settings.request_timeout)
+                data = await client.or_gone(self._upstream.read(), settings.request_timeout)
                 return self._whole(data)
-            self._first = await self._or_gone(
-                self._next_events(), self._settings.first_token_timeout
-            )
+            self._events = EventStream(self._name, strip_usage=self._strip)
+            self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
             self._exchange.first_token()
         except BaseException as error:
             self._close()
-            if isinstance(error, _LOST):
+            if isinstance(error, LOST):
                 raise EngineDied("the engine died while it was answering; try again") from error
             raise
         return self
@@ -160,6 +151,7 @@ class _Relayed(Response):
         assert self._upstream is not None
         answer = whole_answer(self._upstream, data, self._name, self._target)
         answer.headers.update(self._own_headers())
+        self._exchange.keep(data)
         self._exchange.usage(answer.usage)
         self._exchange.end(answer.outcome)
         self._close()
@@ -170,7 +162,7 @@ class _Relayed(Response):
         assert self._upstream is not None
         upstream = self._upstream
         # Closing the engine's connection wakes the read below and aborts the generation.
-        self._hangup.add_done_callback(lambda _: upstream.close())
+        self._client.hangup.add_done_callback(lambda _: upstream.close())
         outcome = "client_gone"
         try:
             headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
@@ -190,6 +182,7 @@ class _Relayed(Response):
         try:
             async with asyncio.timeout_at(self._deadline):
                 while block:
+                    self._exchange.keep(block)
                     await send({"type": "http.response.body", "body": block, "more_body": True})
                     tokens = self._events.token_events
                     block = await self._next_events()
@@ -200,8 +193,8 @@ class _Relayed(Response):
             return await self._break_off(
                 send, EngineTimeout(f"the answer was not complete within {limit:g} s")
             )
-        except _LOST:
-            if self._hangup.done():
+        except LOST:
+            if self._client.gone:
                 return "client_gone"
             return await self._break_off(
                 send, EngineDied("the engine died in the middle of this answer; try again")
@@ -221,33 +214,20 @@ class _Relayed(Response):
             if block or not data:
                 return block
 
-    async def _or_gone(self, work: Awaitable[T], timeout: float) -> T:
-        """Await the engine, but not longer than the client does."""
-        task = asyncio.ensure_future(work)
-        try:
-            done, _ = await asyncio.wait(
-                {task, self._hangup}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            if task in done:
-                return task.result()
-            if self._hangup in done:
-                raise ClientGone
-            raise EngineTimeout(f"the engine did not begin to answer within {timeout:g} s")
-        finally:
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, *_LOST, AdapterctlError):
-                    await task
-
     def _own_headers(self) -> dict[str, str]:
-        return {
+        headers = {
             "x-request-id": self._request_id,
             "x-adapterctl-digest": self._target.digest,
             "x-adapterctl-version": self._target.version,
+            "x-adapterctl-lane": self._hold.lane,
         }
+        if self._target.role is not Role.PLAIN:
+            headers["x-adapterctl-route"] = self._target.role.value
+        return headers
 
     def _close(self) -> None:
-        self._hangup.cancel()
+        self._client.hangup.cancel()
         if self._upstream is not None:
             # Releases a connection that was read to its end, closes any other.
             self._upstream.release() if self._upstream.content.at_eof() else self._upstream.close()
+        self._sending.release()

@@ -34,7 +34,9 @@ from server.gateway.admin import admin_router
 from server.gateway.app import create_app
 from server.gateway.banner import admin_key_notice, ready_banner
 from server.gateway.compositions import Compositions
+from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.placing import Placing
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
@@ -124,7 +126,13 @@ class _Server:
             ),
             metrics=metrics,
             documents=ServingDocuments(StoreLayout(settings.store)),
-            quantized=descriptor.quantization is not None,
+            placing=Placing(
+                base,
+                self._engine,
+                StoreLayout(settings.store),
+                quantized=descriptor.quantization is not None,
+            ),
+            lanes=Lanes(self._engine),
         )
         admin = admin_router(
             catalog,

@@ -1,58 +1,118 @@
-"""The books of one request: in-flight counts and metrics, settled exactly once."""
+"""The books of one request: in-flight counts, metrics and its observation, settled exactly once."""
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Sequence
 
 from server.gateway.metrics import NONE, GatewayMetrics
+from server.gateway.observing import ANSWER_LIMIT, Observation, Observer
 from server.gateway.sse import Usage
-from server.gateway.state import Target
+from server.gateway.target import Target
+
+log = logging.getLogger(__name__)
 
 
 class Exchange:
     """Opened when a request arrives, ended when nothing of it is left."""
 
-    def __init__(self, metrics: GatewayMetrics, route: str):
+    def __init__(self, metrics: GatewayMetrics, path: str, observers: Sequence[Observer] = ()):
         self._metrics = metrics
-        self._route = route
-        self._arrived = self._last = time.perf_counter()
-        self._adapter = NONE
+        self._path = path
+        self._observers = observers
+        self._arrived = self._last = time.monotonic()
+        self._label = NONE
         self._lane = NONE
         self._open = True
-        self._counted = False
+        self._target: Target | None = None
+        self._sent: float | None = None
+        self._waited = 0.0
+        self._first: float | None = None
+        self._usage = Usage(0, 0)
+        self._answer: bytearray | None = None
+        # What is done besides when it has ended well.
+        self.when_answered: Callable[[], None] | None = None
 
     def begin(self, target: Target) -> None:
         """The reference is resolved: from here on it counts for its adapter."""
-        self._adapter = self._metrics.label(target.adapter)
-        self._lane = target.lane
-        self._metrics.in_flight.labels(self._adapter).inc()
-        self._counted = True
+        self._target = target
+        self._label = self._metrics.label(target.adapter)
+        self._lane = target.ways.lane
+        self._metrics.in_flight.labels(self._label).inc()
+        if target.watched:
+            self._answer = bytearray()
+
+    def sent(self, lane: str, waited: float) -> None:
+        """It goes to the engine of `lane`, after `waited` seconds for that engine; the last time
+        counts, where an engine was dead and another one got it."""
+        self._lane = lane
+        self._waited = waited
+        self._sent = time.monotonic()
 
     def first_token(self) -> None:
         """The first event of a stream is there."""
-        self._last = time.perf_counter()
-        self._metrics.first_token.labels(self._adapter).observe(self._last - self._arrived)
+        self._last = time.monotonic()
+        if self._sent is not None:
+            self._first = self._last - self._sent
+        self._metrics.first_token.labels(self._label).observe(self._last - self._arrived)
 
     def next_token(self) -> None:
         """A further event of a stream is there."""
-        now = time.perf_counter()
-        self._metrics.between_tokens.labels(self._adapter).observe(now - self._last)
+        now = time.monotonic()
+        self._metrics.between_tokens.labels(self._label).observe(now - self._last)
         self._last = now
+
+    def keep(self, data: bytes) -> None:
+        """A part of the answer: kept, as far as there is room, where somebody judges it."""
+        if self._answer is not None:
+            self._answer += data[: ANSWER_LIMIT - len(self._answer)]
 
     def usage(self, usage: Usage | None) -> None:
         """The engine's own count of tokens."""
         if usage is not None:
-            self._metrics.prompt_tokens.labels(self._adapter).inc(usage.prompt_tokens)
-            self._metrics.completion_tokens.labels(self._adapter).inc(usage.completion_tokens)
+            self._usage = usage
+            self._metrics.prompt_tokens.labels(self._label).inc(usage.prompt_tokens)
+            self._metrics.completion_tokens.labels(self._label).inc(usage.completion_tokens)
 
     def end(self, outcome: str) -> None:
         """Settle; further calls change nothing."""
         if not self._open:
             return
         self._open = False
-        if self._counted:
-            self._metrics.in_flight.labels(self._adapter).dec()
-            self._metrics.duration.labels(self._adapter).observe(
-                time.perf_counter() - self._arrived
-            )
-        self._metrics.requests.labels(self._adapter, self._lane, self._route, outcome).inc()
+        now = time.monotonic()
+        self._metrics.requests.labels(self._label, self._lane, self._path, outcome).inc()
+        if self._target is None:
+            return
+        self._metrics.in_flight.labels(self._label).dec()
+        self._metrics.duration.labels(self._label).observe(now - self._arrived)
+        if self._observers:
+            self._tell(self._observation(self._target, outcome, now))
+        if self.when_answered is not None and outcome == "ok":
+            self.when_answered()
+
+    def _observation(self, target: Target, outcome: str, now: float) -> Observation:
+        return Observation(
+            adapter=target.adapter,
+            number=target.number,
+            lane=self._lane,
+            role=target.role,
+            route=None if target.route is None else target.route.id,
+            path=self._path,
+            outcome=outcome,
+            ended=now,
+            waited=self._waited,
+            first_token=self._first,
+            seconds=0.0 if self._sent is None else now - self._sent,
+            prompt_tokens=self._usage.prompt_tokens,
+            completion_tokens=self._usage.completion_tokens,
+            answer=None if self._answer is None else bytes(self._answer),
+        )
+
+    def _tell(self, observation: Observation) -> None:
+        for observer in self._observers:
+            try:
+                observer(observation)
+            except Exception:
+                # Whoever looks on must not cost a client its answer.
+                log.exception("an observer failed")

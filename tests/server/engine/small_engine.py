@@ -1,7 +1,8 @@
 """A small process in vLLM's place: `small_engine.py SOCKET MODE`.
 
-It answers /health on the socket. MODE: `serve`; `fail` (says why and exits 3); `deaf` (never
-listens); `stubborn` (ignores SIGTERM); `sick` (healthy at first, then answers 500).
+It answers /health on the socket, and /wait never. MODE: `serve`; `fail` (says why and exits 3);
+`deaf` (never listens); `slow` (listens after a second); `stubborn` (ignores SIGTERM); `sick`
+(healthy at first, then answers 500).
 Every mode but `fail` starts a child that ignores SIGTERM, as vLLM's engine core might.
 """
 
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler
-from socketserver import UnixStreamServer
+from socketserver import ThreadingMixIn, UnixStreamServer
 
 SOCKET, MODE = sys.argv[1], sys.argv[2]
 BEGAN = time.monotonic()
@@ -23,10 +24,16 @@ class Health(BaseHTTPRequestHandler):
         return "unix"
 
     def do_GET(self) -> None:
+        if self.path == "/wait":
+            time.sleep(600)
         sick = MODE == "sick" and time.monotonic() - BEGAN > 1
         self.send_response(500 if sick else 200)
         self.send_header("content-length", "0")
         self.end_headers()
+
+
+class Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
 
 
 def main() -> None:
@@ -39,7 +46,9 @@ def main() -> None:
     subprocess.Popen([sys.executable, "-c", child])
     if MODE == "deaf":
         time.sleep(600)
-    with UnixStreamServer(SOCKET, Health) as server:
+    if MODE == "slow":
+        time.sleep(1)
+    with Server(SOCKET, Health) as server:
         server.serve_forever()
 
 

@@ -17,7 +17,9 @@ from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
 from server.gateway.compositions import Compositions
+from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.placing import Placing
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.gateway.scripted import (
@@ -70,6 +72,8 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         ),
         metrics=metrics,
         documents=ServingDocuments(StoreLayout(tmp_path)),
+        placing=Placing(base_record(), external, StoreLayout(tmp_path), quantized=False),
+        lanes=Lanes(external),
     )
     metrics.registry.register(StateCollector(external, "tiny", lambda: snapshot))
     app = create_app(state, APIRouter(), no_lifespan)

@@ -24,7 +24,9 @@ from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
 from server.gateway.compositions import Compositions
+from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
+from server.gateway.placing import Placing
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
@@ -182,6 +184,8 @@ async def url(place: Place, tmp_path: Path) -> AsyncIterator[str]:
         snapshot=lambda: place.watcher.current,
         compositions=place.compositions(),
         documents=ServingDocuments(place.catalog.layout),
+        placing=Placing(place.catalog.base("tiny"), engine, place.catalog.layout, quantized=False),
+        lanes=Lanes(engine),
         metrics=GatewayMetrics(CollectorRegistry(), adapters=10),
     )
     async with serving(create_app(state, APIRouter(), no_lifespan)) as address:

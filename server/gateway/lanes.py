@@ -1,0 +1,193 @@
+"""Holding an engine for one request: the base's own, or one that runs a merged model.
+
+A version that both could answer is answered by whichever is ready; while its merged engine starts,
+or has just died, that is the base's engine: the same version, so nobody sees a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+from adapters.errors import EngineUnavailable
+from adapters.frozen import Lane
+from server.engine.engines import Engine
+from server.engine.transport import EngineTransport
+from server.gateway.placing import BASE, MergedModel, Ways
+
+MERGED = Lane.MERGED.value
+# Seconds in which a pool notices that an engine of its own is dead, and how often to look.
+_NOTICED_WITHIN = 2.0
+_LOOK_AGAIN = 0.05
+
+
+class EngineHold(Protocol):
+    """One request's place at a merged engine, counted until it is released."""
+
+    @property
+    def engine_model(self) -> str:
+        """The name under which the engine knows its model."""
+
+    def transport(self) -> EngineTransport:
+        """The connections to it."""
+
+    def release(self) -> None:
+        """The request has ended."""
+
+
+class MergedEngines(Protocol):
+    """What requests need of the engines of merged models."""
+
+    async def lease(self, model: MergedModel, *, wait: float) -> EngineHold:
+        """Started if need be, awaited at most `wait` seconds; raises EngineUnavailable."""
+
+    def try_hold(self, digest: str) -> EngineHold | None:
+        """Only if it is ready now."""
+
+    def ready(self, digest: str) -> bool:
+        """Whether it would answer now."""
+
+    def ensure(self, model: MergedModel) -> None:
+        """Have it started, without waiting."""
+
+
+class Hold:
+    """An engine that answers one request: `lane` is base, hot or merged.
+
+    `engine` names the engine for counts: `base`, or the digest of its merged model.
+    """
+
+    __slots__ = ("_release", "engine", "engine_model", "lane", "transport")
+
+    def __init__(
+        self,
+        lane: str,
+        engine: str,
+        engine_model: str,
+        transport: EngineTransport,
+        release: Callable[[], None],
+    ):
+        self.lane = lane
+        self.engine = engine
+        self.engine_model = engine_model
+        self.transport = transport
+        self._release: Callable[[], None] | None = release
+
+    def release(self) -> None:
+        """The request has left the engine; further calls change nothing."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+class Lanes:
+    """Gives every request its engine, and knows how many each one has."""
+
+    def __init__(self, engine: Engine, pool: MergedEngines | None = None, *, wait: float = 0.0):
+        """`wait`: seconds that a request waits for a merged engine to be started."""
+        self.wait = wait
+        self._engine = engine
+        self._pool = pool
+        self._in_flight: Counter[str] = Counter()
+
+    def in_flight(self) -> Mapping[str, int]:
+        """Requests by engine: `base`, or the digest of a merged model; none has no entry."""
+        return self._in_flight
+
+    def at_once(self, ways: Ways, failed: Collection[str] = ()) -> Hold | None:
+        """The engine that answers without anybody waiting; None: one has to be started for it.
+
+        `failed` are lanes that took nothing of this request although they seemed ready: any
+        other goes first. Raises EngineUnavailable where no start would help.
+        """
+        merged = ways.merged
+        if merged is None or self._pool is None:
+            return self._shared(ways)
+        if ways.lane != MERGED:
+            return self._hot_first(ways, merged, failed)
+        if MERGED not in failed and (hold := self._ready(merged)) is not None:
+            return hold
+        if ways.shared is None or ways.lane_of_shared in failed:
+            return None
+        self._pool.ensure(merged)
+        try:
+            return self._shared(ways)
+        except EngineUnavailable:
+            return None  # Neither is ready: the one it belongs to is waited for.
+
+    def _hot_first(self, ways: Ways, merged: MergedModel, failed: Collection[str]) -> Hold:
+        """Where the base's engine is down and a merged one still runs: the same version, let it."""
+        try:
+            if ways.lane_of_shared not in failed:
+                return self._shared(ways)
+        except EngineUnavailable:
+            if (hold := self._ready(merged)) is None:
+                raise
+            return hold
+        return self._ready(merged) or self._shared(ways)
+
+    async def started(self, ways: Ways, *, wait: float, failed: Collection[str] = ()) -> Hold:
+        """The merged engine, awaited at most `wait` seconds where `at_once` had nothing.
+
+        Raises EngineUnavailable with why, and when to come back.
+        """
+        pool, model = self._pool, ways.merged
+        assert pool is not None
+        assert model is not None
+        clock = asyncio.get_running_loop().time
+        until = clock() + wait
+        noticed = clock() + min(wait, _NOTICED_WITHIN)
+        while MERGED in failed and pool.ready(model.digest) and clock() < noticed:
+            await asyncio.sleep(_LOOK_AGAIN)
+        return self._merged(model, await pool.lease(model, wait=max(0.0, until - clock())))
+
+    def hold_now(self, ways: Ways) -> Hold | None:
+        """The engine of the lane it belongs to, if ready; never waits, never starts one."""
+        if ways.lane == MERGED:
+            return None if ways.merged is None else self._ready(ways.merged)
+        try:
+            return self._shared(ways)
+        except EngineUnavailable:
+            return None
+
+    def _shared(self, ways: Ways) -> Hold:
+        assert ways.shared is not None
+        transport = self._engine.transport()
+        return self._counted(ways.lane_of_shared, BASE, ways.shared, transport, lambda: None)
+
+    def _ready(self, model: MergedModel) -> Hold | None:
+        held = self._pool.try_hold(model.digest) if self._pool is not None else None
+        if held is None:
+            return None
+        try:
+            return self._merged(model, held)
+        except EngineUnavailable:
+            return None
+
+    def _merged(self, model: MergedModel, held: EngineHold) -> Hold:
+        try:
+            transport = held.transport()
+        except BaseException:
+            held.release()
+            raise
+        return self._counted(MERGED, model.digest, held.engine_model, transport, held.release)
+
+    def _counted(
+        self,
+        lane: str,
+        engine: str,
+        engine_model: str,
+        transport: EngineTransport,
+        release: Callable[[], None],
+    ) -> Hold:
+        self._in_flight[engine] += 1
+
+        def done() -> None:
+            self._in_flight[engine] -= 1
+            if self._in_flight[engine] == 0:
+                del self._in_flight[engine]
+            release()
+
+        return Hold(lane, engine, engine_model, transport, done)

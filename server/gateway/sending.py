@@ -1,0 +1,131 @@
+"""One request on its way to an engine: until an engine has it, it may still go to another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import aiohttp
+from starlette.requests import Request
+
+from adapters.errors import AdapterctlError, EngineTimeout, EngineUnavailable
+from server.gateway.body import encode
+from server.gateway.lanes import MERGED, Hold, Lanes
+from server.gateway.placing import Ways
+from server.gateway.settle import Exchange
+
+T = TypeVar("T")
+
+# Seconds beyond its own limit in which a wait must have ended.
+_GRACE = 10.0
+LOST = (aiohttp.ClientError, ConnectionError, OSError)
+
+
+class ClientGone(Exception):
+    """The client hung up."""
+
+
+class Client:
+    """The one who waits for the answer, and may stop waiting."""
+
+    def __init__(self, request: Request):
+        async def until_gone() -> None:
+            # The body has been read: the next message can only be the disconnect.
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        self.hangup = asyncio.create_task(until_gone())
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has hung up."""
+        return self.hangup.done()
+
+    async def or_gone(
+        self, work: Awaitable[T], timeout: float, drop: Callable[[T], None] | None = None
+    ) -> T:
+        """Await the engine, but not longer than the client does.
+
+        Raises ClientGone or EngineTimeout; `drop` gives back a result that nobody takes then.
+        """
+        task = asyncio.ensure_future(work)
+        taken = False
+        try:
+            done, _ = await asyncio.wait(
+                {task, self.hangup}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            if task in done:
+                taken = True
+                return task.result()
+            if self.hangup in done:
+                raise ClientGone
+            raise EngineTimeout(f"the engine did not begin to answer within {timeout:g} s")
+        finally:
+            if not taken:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, *LOST, AdapterctlError):
+                    late = await task
+                    if drop is not None:
+                        drop(late)
+
+
+class Sending:
+    """Holds an engine for one request and hands the request over to it.
+
+    `wait` is how many seconds the request may wait for an engine to be started.
+    """
+
+    def __init__(self, lanes: Lanes, ways: Ways, client: Client, exchange: Exchange, wait: float):
+        self._lanes = lanes
+        self._ways = ways
+        self._client = client
+        self._exchange = exchange
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._clock()
+        self._wait = wait
+        self.hold: Hold | None = None
+
+    async def send(
+        self, path: str, document: dict[str, object], headers: dict[str, str], timeout: float
+    ) -> aiohttp.ClientResponse:
+        """The engine's answer as far as its headers; `hold` says whose it is.
+
+        An engine that took nothing of it (nobody listens any more) is passed over for another
+        one that can answer it. What an engine has taken is never sent again.
+        """
+        failed: set[str] = set()
+        while True:
+            hold = self.hold = await self._held(failed)
+            document["model"] = hold.engine_model
+            self._exchange.sent(hold.lane, self._clock() - self._began)
+            try:
+                sending = hold.transport.send("POST", path, body=encode(document), headers=headers)
+                return await self._client.or_gone(sending, timeout, _discard)
+            except EngineUnavailable:
+                self.release()
+                if hold.lane in failed or not self._another_way(hold):
+                    raise
+                failed.add(hold.lane)
+
+    def release(self) -> None:
+        """Nothing of it is left at the engine; further calls change nothing."""
+        if self.hold is not None:
+            self.hold.release()
+
+    async def _held(self, failed: set[str]) -> Hold:
+        hold = self._lanes.at_once(self._ways, failed)
+        if hold is not None:
+            return hold
+        left = max(0.0, self._began + self._wait - self._clock())
+        starting = self._lanes.started(self._ways, wait=left, failed=failed)
+        # The pool ends the waiting by itself, with the reason.
+        return await self._client.or_gone(starting, left + _GRACE, Hold.release)
+
+    def _another_way(self, hold: Hold) -> bool:
+        return hold.lane == MERGED or self._ways.merged is not None
+
+
+def _discard(response: aiohttp.ClientResponse) -> None:
+    response.close()

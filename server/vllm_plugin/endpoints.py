@@ -1,0 +1,134 @@
+"""HTTP routes of ours in vLLM's API server: what the worker holds, prefetch, pins.
+
+    GET  /adapterctl/residency                    what `Watch.residency` says
+    POST /adapterctl/prefetch {"name": NAME}      returns when the adapter is in memory
+    PUT  /adapterctl/pins     {"names": [NAME …]} pins exactly these
+
+An endpoint plugin as vLLM documents it, but handed over by our general plugin: vLLM loads endpoint
+plugins only where `VLLM_PLUGINS` names them, and that variable turns off every other plugin of the
+environment, those of hardware platforms included.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import vllm.plugins
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from server.vllm_plugin import WORKER_EXTENSION
+
+logger = logging.getLogger("vllm.adapterctl.endpoints")
+
+PREFIX = "/adapterctl"
+
+
+class PrefetchBody(BaseModel):
+    name: str
+
+
+class PinsBody(BaseModel):
+    names: list[str]
+
+
+def install() -> None:
+    """Have vLLM's API server load our routes, once per process."""
+    original = vllm.plugins.load_endpoint_plugins
+    if not hasattr(original, "__wrapped__"):
+        vllm.plugins.load_endpoint_plugins = with_ours(original)
+
+
+def with_ours(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """vLLM's load_endpoint_plugins that finds ours without an entry point."""
+
+    @functools.wraps(original)
+    def load(*arguments: Any, **options: Any) -> list[Any]:
+        return [*original(*arguments, **options), ResidencyEndpoints()]
+
+    return load
+
+
+class ResidencyEndpoints:
+    """vLLM's EndpointPlugin protocol."""
+
+    name = "adapterctl"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._models: Any = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
+        app.add_api_route(f"{PREFIX}/prefetch", self.prefetch, methods=["POST"])
+        app.add_api_route(f"{PREFIX}/pins", self.pins, methods=["PUT"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Begin to watch before the first request; without our worker methods do nothing."""
+        if engine_client is None or not _has_our_methods(engine_client.vllm_config):
+            return
+        watched = await engine_client.collective_rpc("adapterctl_watch")
+        if all(watched):
+            self._engine, self._models = engine_client, state.openai_serving_models
+
+    async def residency(self, request: Request) -> JSONResponse:
+        if self._engine is None:
+            return _not_here()
+        # Every worker of a model that is split holds the same adapters.
+        return JSONResponse((await self._engine.collective_rpc("adapterctl_residency"))[0])
+
+    async def prefetch(self, body: PrefetchBody) -> JSONResponse:
+        if self._engine is None:
+            return _not_here()
+        began = time.perf_counter()
+        found = await self._loaded(body.name)
+        if isinstance(found, str):
+            return JSONResponse({"error": found}, status_code=409)
+        return JSONResponse({"seconds": time.perf_counter() - began})
+
+    async def pins(self, body: PinsBody) -> JSONResponse:
+        if self._engine is None:
+            return _not_here()
+        most = int(self._engine.vllm_config.lora_config.max_loras) - 1
+        refused = dict.fromkeys(body.names[most:], f"no more than {most} can be pinned")
+        adapters: list[tuple[str, int, str]] = []
+        for name in body.names[:most]:
+            found = await self._loaded(name)
+            if isinstance(found, str):
+                refused[name] = found
+            else:
+                adapters.append((name, found.lora_int_id, found.lora_path))
+        # First the scheduler: what it puts into a batch after that leaves the pins their slots.
+        numbers = [number for _, number, _ in adapters]
+        await self._engine.engine_core.call_utility_async("adapterctl_reserve", numbers)
+        pinned = (await self._engine.collective_rpc("adapterctl_pin", args=(adapters,)))[0]
+        return JSONResponse({"pinned": pinned, "refused": refused})
+
+    async def _loaded(self, name: str) -> Any:
+        """vLLM's request for an adapter that is in its memory now, or why it cannot be."""
+        known = name in self._models.lora_requests
+        found = await self._models.resolve_lora(name)
+        if not hasattr(found, "lora_int_id"):
+            return found.error.message
+        if known:
+            # vLLM loads it when it learns the name; it may have evicted it since.
+            await self._engine.add_lora(found)
+        return found
+
+
+def _has_our_methods(config: Any) -> bool:
+    return (
+        config.lora_config is not None
+        and config.parallel_config.worker_extension_cls == WORKER_EXTENSION
+    )
+
+
+def _not_here() -> JSONResponse:
+    return JSONResponse({"error": "this engine was not started to say so"}, status_code=501)
