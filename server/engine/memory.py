@@ -53,7 +53,7 @@ class MemoryPlan:
         if self.adapters:
             parts.append(("adapters", self.adapters))
         parts.append(("processes", self.overhead))
-        return " + ".join(f"{gib(size)} {what}" for what, size in parts) + " GiB"
+        return " + ".join(f"{gib(size)} {what}" for what, size in parts)
 
 
 def gib(size: int) -> str:

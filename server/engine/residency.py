@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -185,10 +186,10 @@ def _resident(answer: Mapping[str, Any]) -> Resident:
 
 
 class ResidencyCache:
-    """The last reading of one engine, renewed in the background while somebody looks at it.
+    """The last reading of one engine, renewed in the background, sooner while somebody looks.
 
-    `current` never waits: metrics and `top` are drawn from what is there. A reading belongs to one
-    connection: after a restart of the engine there is none until the next.
+    `current` never waits, in any thread: metrics and `top` are drawn from what is there. A reading
+    belongs to one connection: after a restart of the engine there is none until the next.
     """
 
     def __init__(
@@ -196,52 +197,97 @@ class ResidencyCache:
         transport: Callable[[], EngineTransport],
         *,
         interval: float = 3.0,
-        watched: float = 90.0,
+        unwatched: float = 30.0,
     ):
         """`transport` raises EngineUnavailable while the engine is not ready. Read every
-        `interval` seconds until nobody has looked for `watched` seconds."""
+        `interval` seconds, every `unwatched` when nobody has looked for three times that."""
         self._transport = transport
         self._interval = interval
-        self._watched = watched
+        self._unwatched = unwatched
         self._residency = Residency()
-        self._looked = 0.0
-        self._read: tuple[EngineTransport, Resident | None] | None = None
+        self._looked = -math.inf
+        self._read: _Reading | None = None
         self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to read, on the running event loop."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_reading())
+
+    async def close(self) -> None:
+        """End the reading."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     def current(self) -> Resident | None:
         """The last reading of the engine that runs now; None if there is none (yet)."""
+        reading = self._current()
+        return None if reading is None else reading.resident
+
+    def queue(self) -> int | None:
+        """Requests that the engine had but did not work on, at the last reading."""
+        reading = self._current()
+        return None if reading is None else reading.queue
+
+    async def fresh(self) -> Resident | None:
+        """A reading made now; None where the engine cannot say. Raises EngineError."""
         self._looked = time.monotonic()
-        if self._task is None or self._task.done():
-            # A scrape of the metrics outside the event loop (a test) only looks.
-            with contextlib.suppress(RuntimeError):
-                self._task = asyncio.get_running_loop().create_task(self._poll())
+        return (await self._renew()).resident
+
+    def _current(self) -> _Reading | None:
+        self._looked = time.monotonic()
         try:
             transport = self._transport()
         except EngineUnavailable:
             return None
         read = self._read
-        return read[1] if read is not None and read[0] is transport else None
+        return read if read is not None and read.transport is transport else None
 
-    async def fresh(self) -> Resident | None:
-        """A reading made now; None where the engine cannot say. Raises EngineError."""
+    async def _renew(self) -> _Reading:
         transport = self._transport()
         resident = await self._residency.read(transport)
-        self._read = (transport, resident)
-        self.current()
-        return resident
+        self._read = _Reading(transport, resident, await _queue(transport))
+        return self._read
 
-    async def close(self) -> None:
-        """End the background reading."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _poll(self) -> None:
-        while time.monotonic() - self._looked < self._watched:
-            try:
-                transport = self._transport()
-                self._read = (transport, await self._residency.read(transport))
-            except EngineError as error:
-                logger.debug("residency: %s", error.message)
+    async def _keep_reading(self) -> None:
+        due = 0.0
+        while True:
+            now = time.monotonic()
+            if now - self._looked < 3 * self._unwatched or now >= due:
+                due = now + self._unwatched
+                try:
+                    await self._renew()
+                except EngineError as error:
+                    logger.debug("residency: %s", error.message)
             await asyncio.sleep(self._interval)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    transport: EngineTransport
+    resident: Resident | None
+    queue: int | None
+
+
+async def _queue(transport: EngineTransport) -> int | None:
+    """vLLM's own count of the requests that wait; None where it does not say."""
+    try:
+        async with asyncio.timeout(_READ_TIMEOUT):
+            response = await transport.send("GET", "/metrics", body=None, headers={})
+            async with response:
+                return waiting_requests(await response.text())
+    except (aiohttp.ClientError, EngineError, TimeoutError, OSError, RuntimeError, ValueError):
+        return None
+
+
+def waiting_requests(metrics: str) -> int | None:
+    """The sum of vLLM's gauges `vllm:num_requests_waiting`; ValueError for what is no number."""
+    values = [
+        float(line.rpartition(" ")[2])
+        for line in metrics.splitlines()
+        if line.startswith(("vllm:num_requests_waiting{", "vllm:num_requests_waiting "))
+    ]
+    return int(sum(values)) if values else None

@@ -8,9 +8,10 @@ values. A quantile is therefore that of its bin, off by 5 % at most.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.gateway.observing import Observation, Role
@@ -54,6 +55,8 @@ class Figures:
     per_token_p50: float | None = None
     canary: int = 0
     shadow: int = 0
+    # Requests that an engine worked on at once, on average.
+    busy: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -72,12 +75,13 @@ class _Slice:
     """The sums of one stretch of time."""
 
     __slots__ = (
-        "canary", "completion", "errors", "first", "per_token", "prompt", "requests", "shadow",
-        "waited",
+        "busy", "canary", "completion", "errors", "first", "per_token", "prompt", "requests",
+        "shadow", "waited",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = self.prompt = self.completion = self.canary = self.shadow = 0
+        self.busy = 0.0
         self.errors: Counter[str] = Counter()
         self.first: Histogram = {}
         self.per_token: Histogram = {}
@@ -87,6 +91,7 @@ class _Slice:
         self.requests += 1
         self.prompt += seen.prompt_tokens
         self.completion += seen.completion_tokens
+        self.busy += seen.seconds
         if seen.outcome not in _FINE:
             self.errors[seen.outcome] += 1
         if seen.role is Role.CANARY:
@@ -137,7 +142,7 @@ class _Rings:
 
 
 class Traffic:
-    """Rolling windows by version and lane. Not thread-safe: belongs to the event loop."""
+    """Rolling windows by version and lane; fed and read by any thread."""
 
     def __init__(self, *, keys: int = 2000, clock: Callable[[], float] = time.monotonic):
         """Beyond `keys` versions and lanes the one that was quiet longest is forgotten; the
@@ -147,10 +152,20 @@ class Traffic:
         self._began = clock()
         self._keys: OrderedDict[TrafficKey, _Rings] = OrderedDict()
         self._total = _Rings()
+        self._mutex = threading.Lock()
 
     def observe(self, seen: Observation) -> None:
         """Count one ended request."""
         key = TrafficKey(seen.adapter, seen.number, seen.lane)
+        bins = _bin(seen.waited), _optional_bin(seen.first_token), _optional_bin(_per_token(seen))
+        with self._mutex:
+            rings = self._rings(key)
+            rings.last = max(rings.last, seen.ended)
+            for window, ring in rings.rings.items():
+                ring.at(seen.ended).add(seen, bins)
+                self._total.rings[window].at(seen.ended).add(seen, bins)
+
+    def _rings(self, key: TrafficKey) -> _Rings:
         rings = self._keys.get(key)
         if rings is None:
             rings = self._keys[key] = _Rings()
@@ -158,30 +173,30 @@ class Traffic:
                 self._keys.popitem(last=False)
         else:
             self._keys.move_to_end(key)
-        rings.last = max(rings.last, seen.ended)
-        bins = _bin(seen.waited), _optional_bin(seen.first_token), _optional_bin(_per_token(seen))
-        for window, ring in rings.rings.items():
-            ring.at(seen.ended).add(seen, bins)
-            self._total.rings[window].at(seen.ended).add(seen, bins)
+        return rings
 
     def figures(self, window: float) -> dict[TrafficKey, Figures]:
         """By key, those with requests in the last `window` seconds (MINUTE or QUARTER)."""
         now, seconds = self._clock(), self._covered(window)
         found: dict[TrafficKey, Figures] = {}
-        for key, rings in self._keys.items():
-            slices = rings.rings[window].within(now)
-            if slices:
-                found[key] = _summed(slices, seconds)
+        with self._mutex:
+            for key, rings in self._keys.items():
+                slices = rings.rings[window].within(now)
+                if slices:
+                    found[key] = _summed(slices, seconds)
         return found
 
     def total(self, window: float) -> Figures:
         """The same over everything, keys that were forgotten included."""
-        return _summed(self._total.rings[window].within(self._clock()), self._covered(window))
+        with self._mutex:
+            slices = self._total.rings[window].within(self._clock())
+            return _summed(slices, self._covered(window))
 
     def quiet(self, key: TrafficKey) -> float | None:
         """Seconds since the last request of a key; None: none is remembered."""
-        rings = self._keys.get(key)
-        return None if rings is None else max(0.0, self._clock() - rings.last)
+        with self._mutex:
+            rings = self._keys.get(key)
+            return None if rings is None else max(0.0, self._clock() - rings.last)
 
     @property
     def uptime(self) -> float:
@@ -210,8 +225,7 @@ def _optional_bin(seconds: float | None) -> int | None:
     return None if seconds is None else _bin(seconds)
 
 
-def _summed(slices: Iterable[_Slice], seconds: float) -> Figures:
-    slices = list(slices)
+def _summed(slices: Sequence[_Slice], seconds: float) -> Figures:
     errors: Counter[str] = Counter()
     for one in slices:
         errors.update(one.errors)
@@ -228,6 +242,7 @@ def _summed(slices: Iterable[_Slice], seconds: float) -> Figures:
         per_token_p50=quantile(_merged(one.per_token for one in slices), 0.5),
         canary=sum(one.canary for one in slices),
         shadow=sum(one.shadow for one in slices),
+        busy=sum(one.busy for one in slices) / seconds,
     )
 
 

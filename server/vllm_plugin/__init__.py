@@ -11,7 +11,8 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
     patches.py    every change to vLLM itself, each with its reason and version
     mixtures.py   mixtures of experts: served at all, and without LoRA on the experts
     punica.py     the CPU LoRA arithmetic: spans.py (who needs what), packs.py (weights)
-    residency.py  what the worker's adapter caches hold, pins; endpoints.py: HTTP routes for that
+    residency.py  what the worker's adapter caches hold, and pins; endpoints.py: HTTP routes for
+                  that; reserving.py: the scheduler keeps the pinned ones' slots
 
 Environment: `ADAPTERCTL_ENGINE_STORE` is the store's root, `ADAPTERCTL_ENGINE_ID` the name under
 which this engine holds its lease.
@@ -37,9 +38,10 @@ def register() -> None:
     if not root:
         return
     # Imported here: the entry point is loaded in every vLLM process of this environment.
-    from server.vllm_plugin import endpoints, orphans, patches, resolver
+    from server.vllm_plugin import endpoints, orphans, patches, reserving, resolver
 
     orphans.die_with_parent()
     patches.install()
     resolver.install(root, os.environ.get(ENGINE_ID_VARIABLE, ""))
+    reserving.install()
     endpoints.install()

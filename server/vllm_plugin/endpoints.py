@@ -105,6 +105,9 @@ class ResidencyEndpoints:
                 refused[name] = found
             else:
                 adapters.append((name, found.lora_int_id, found.lora_path))
+        # First the scheduler: what it puts into a batch after that leaves the pins their slots.
+        numbers = [number for _, number, _ in adapters]
+        await self._engine.engine_core.call_utility_async("adapterctl_reserve", numbers)
         pinned = (await self._engine.collective_rpc("adapterctl_pin", args=(adapters,)))[0]
         return JSONResponse({"pinned": pinned, "refused": refused})
 

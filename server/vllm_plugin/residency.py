@@ -5,11 +5,11 @@ vLLM mixes `ResidentAdapters` into its worker (`--worker-extension-cls`) and cal
 manager object, nothing on vLLM's classes: another worker of the process is not touched.
 
 vLLM 0.32 has two LRU caches: adapters in memory (`_registered_adapters`) and those in the slots
-that a batch computes with (`_active_adapters`). Both can pin. But its scheduler fills a batch with
-as many adapters as there are slots, pinned or not: with one pinned and a batch of that many
-others, activating one of the batch evicts another of the batch, whose rows then have no slot, and
-the engine dies. Here a pin gives way to such a batch and comes back with the first one that leaves
-it room.
+that a batch computes with (`_active_adapters`). Both can pin. But a batch that has as many other
+adapters as there are slots, as one may that began before the pin (`reserving.py` keeps the
+scheduler from making more), ends a stock engine: activating one of the batch evicts another of the
+batch, whose rows then have no slot. Here a pin gives way to such a batch, and comes back with the
+first one that leaves it room.
 """
 
 from __future__ import annotations

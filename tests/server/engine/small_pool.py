@@ -95,6 +95,12 @@ def status(pool: EnginePool, letter: str) -> MergedStatus:
     return next(one for one in pool.statuses() if one.name == letter)
 
 
+def pid_of(pool: EnginePool, letter: str) -> int:
+    pid = status(pool, letter).pid
+    assert pid is not None
+    return pid
+
+
 async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -1,0 +1,87 @@
+"""What quality reports measured of merged models, by the version that they were made of.
+
+The reports are `STORE/reports/<hex>/report.json` (docs/quality.md), written by the jobs. Read here
+field by field, as any file: a damaged or an older one says nothing, and costs nobody an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from adapters.registry.snapshot import Snapshot
+from adapters.store.layout import StoreLayout
+from server.gateway.advice import Candidate
+
+logger = logging.getLogger(__name__)
+
+MERGED_MODEL = "merged-model"
+# A report with many answers has some hundred kB.
+_LIMIT = 64 * 1024 * 1024
+
+
+class MeasuredModels:
+    """The merged models of a store by the digest of the version that they were made of.
+
+    Every report is read once, when its model is first seen in a snapshot.
+    """
+
+    def __init__(self, layout: StoreLayout, kv_cache_bytes: int = 0):
+        """`kv_cache_bytes`: what a merged engine gets besides the model, in bytes."""
+        self._layout = layout
+        self._kv_cache = kv_cache_bytes
+        self._known: dict[str, tuple[str, Candidate] | None] = {}
+
+    def of(self, snapshot: Snapshot) -> dict[str, tuple[Candidate, ...]]:
+        """By source digest. Reads files on the first call: not for the event loop."""
+        found: dict[str, list[Candidate]] = {}
+        digests = [
+            version.digest
+            for adapter in snapshot.adapters.values()
+            for version in adapter.versions.values()
+            if version.method == MERGED_MODEL
+        ]
+        for digest in digests:
+            if digest not in self._known:
+                self._known[digest] = self._read(digest)
+            known = self._known[digest]
+            if known is not None:
+                found.setdefault(known[0], []).append(known[1])
+        for gone in self._known.keys() - set(digests):
+            del self._known[gone]
+        return {source: tuple(candidates) for source, candidates in found.items()}
+
+    def _read(self, digest: str) -> tuple[str, Candidate] | None:
+        path = self._layout.report(digest) / "report.json"
+        try:
+            with path.open("rb") as file:
+                report = json.loads(file.read(_LIMIT))
+            return _source(report), _candidate(digest, report, self._kv_cache)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("the quality report %s says nothing: %r", path, error)
+            return None
+
+
+def _source(report: Mapping[str, Any]) -> str:
+    """The digest of the adapter's version that was merged."""
+    for line in report["lineage"]:
+        if line["role"] == "adapter":
+            return str(line["origin"]["digest"])
+    raise KeyError("lineage")
+
+
+def _candidate(digest: str, report: Mapping[str, Any], kv_cache: int) -> Candidate:
+    models = report["candidates"]
+    model = next((one for one in models if one.get("digest") == digest), models[0])
+    measurement = model["measurement"]
+    speeds = {int(s["batch"]): float(s["tokens_per_second"]) for s in measurement["speeds"]}
+    return Candidate(
+        digest=digest,
+        requantize=str(report["recipe"].get("requantize") or "none"),
+        speeds={batch: speed for batch, speed in speeds.items() if batch > 0 and speed > 0},
+        memory_bytes=int(measurement["peak_rss"]) + kv_cache,
+    )

@@ -1,0 +1,295 @@
+"""What the server sees: one document of traffic, engines, residency and advice.
+
+Everything is read from memory, but the reports that `advice` finds new; nothing waits for an engine
+but `residency_document`, and nothing is on a request's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from adapters.errors import UsageError
+from adapters.frozen import Lane
+from adapters.models import BaseRecord, VersionRecord
+from adapters.registry.snapshot import Snapshot
+from server.engine.engines import Engine, EngineState
+from server.engine.residency import ResidencyCache, Resident
+from server.gateway.advice import Seen, Surroundings, advise
+from server.gateway.lane_models import (
+    Advice,
+    MergedState,
+    ResidencyDocument,
+    ResidentAdapter,
+    TopDocument,
+    TopEngine,
+    TopRow,
+)
+from server.gateway.measured import MERGED_MODEL, MeasuredModels
+from server.gateway.traffic import MINUTE, QUARTER, Figures, Traffic, TrafficKey
+
+WINDOWS = (MINUTE, QUARTER)
+ROWS = 50
+BASE = "base"
+
+# Requests that are being answered now, by adapter and version number (None: the base).
+InFlight = Callable[[], Mapping[tuple[str, int | None], int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Draws the documents. `free_bytes`: what merged engines may still take (None: not known)."""
+
+    base: BaseRecord
+    engine: Engine
+    snapshot: Callable[[], Snapshot]
+    traffic: Traffic
+    residency: ResidencyCache
+    measured: MeasuredModels
+    merged: Callable[[], Sequence[MergedState]] = list
+    in_flight: InFlight = dict
+    free_bytes: Callable[[], int | None] = lambda: None
+
+    def top(self, window: float = MINUTE, rows: int = ROWS) -> TopDocument:
+        """The last `window` seconds (60 or 900); UsageError for others."""
+        if window not in WINDOWS:
+            raise UsageError(f"there is no window of {window:g} s: it is 60 or 900")
+        resident = self.residency.current()
+        total = self.traffic.total(window)
+        drawn = self._rows(window, total, resident)
+        return TopDocument(
+            at=datetime.now(UTC),
+            window=window,
+            rows=tuple(drawn[:rows]),
+            versions=len(drawn),
+            requests=total.requests,
+            tokens_per_second=total.completion_tokens / total.seconds,
+            engines=(self._base_engine(resident), *map(_merged_engine, self.merged())),
+            residency=None if resident is None else self.resident_document(resident),
+            advice=tuple(self.advice()),
+        )
+
+    def advice(self) -> list[Advice]:
+        """What the last quarter of an hour says of lanes and pins. Reads reports that are new."""
+        resident = self.residency.current()
+        figures = self.traffic.figures(QUARTER)
+        merged = list(self.merged())
+        around = self._surroundings(figures, resident, merged)
+        return advise(self._seen(figures, resident, merged), around)
+
+    async def residency_document(self) -> ResidencyDocument:
+        """Asked of the engine now; empty where it cannot say. Raises EngineError."""
+        resident = await self.residency.fresh()
+        return ResidencyDocument() if resident is None else self.resident_document(resident)
+
+    def resident_document(self, resident: Resident) -> ResidencyDocument:
+        """A reading of the engine, with the registry's names."""
+        names = {version.digest: label for label, version in self._versions()}
+
+        def shown(digest: str) -> ResidentAdapter:
+            return ResidentAdapter(
+                digest=digest, reference=names.get(digest), pinned=digest in resident.pinned
+            )
+
+        return ResidencyDocument(
+            slots=tuple(None if digest is None else shown(digest) for digest in resident.slots),
+            cpu=tuple(map(shown, resident.cpu)),
+            cpu_total=resident.cpu_total,
+            loads=resident.loads,
+            evictions=resident.evictions,
+            load_seconds=resident.load_seconds,
+            swaps=resident.swaps,
+            swap_seconds=resident.swap_seconds,
+        )
+
+    def _versions(self) -> list[tuple[str, VersionRecord]]:
+        """Every version that this base's engine may hold, under its label."""
+        return [
+            (f"{adapter.name}:{version.label}", version)
+            for adapter in self.snapshot().adapters.values()
+            for version in adapter.versions.values()
+            if version.base_digest == self.base.digest
+        ]
+
+    def _rows(self, window: float, total: Figures, resident: Resident | None) -> list[TopRow]:
+        figures = self.traffic.figures(window)
+        running = dict(self.in_flight())
+        rows = [
+            self._row(key, seen, total, running.pop((key.adapter, key.number), 0), resident)
+            for key, seen in sorted(figures.items(), key=lambda item: -item[1].tokens)
+        ]
+        for (adapter, number), count in sorted(running.items(), key=lambda item: -item[1]):
+            if count > 0:
+                key = TrafficKey(adapter, number, self._lane(adapter, number))
+                rows.append(self._row(key, Figures(total.seconds), total, count, resident))
+        return rows
+
+    def _row(
+        self,
+        key: TrafficKey,
+        seen: Figures,
+        total: Figures,
+        in_flight: int,
+        resident: Resident | None,
+    ) -> TopRow:
+        hot = key.lane == Lane.HOT
+        version = self._version(key)
+        digest = version.digest if version is not None else None
+        known = hot and resident is not None and digest is not None
+        return TopRow(
+            adapter=key.adapter,
+            number=key.number,
+            lane=key.lane,
+            requests=seen.requests,
+            in_flight=in_flight,
+            errors=seen.failed,
+            errors_by_code=dict(seen.errors),
+            prompt_tokens=seen.prompt_tokens,
+            completion_tokens=seen.completion_tokens,
+            token_share=_share(seen, total),
+            tokens_per_second=seen.completion_tokens / seen.seconds,
+            waited_p50=seen.waited_p50,
+            first_token_p50=seen.first_token_p50,
+            first_token_p95=seen.first_token_p95,
+            per_token_p50=seen.per_token_p50,
+            place=resident.place(digest) if known and resident and digest else None,
+            pinned=self._pinned(key),
+            canary=seen.canary,
+            shadow=seen.shadow,
+        )
+
+    def _version(self, key: TrafficKey) -> VersionRecord | None:
+        adapter = self.snapshot().adapters.get(key.adapter)
+        if adapter is None or key.number is None:
+            return None
+        return adapter.versions.get(key.number)
+
+    def _pinned(self, key: TrafficKey) -> bool:
+        adapter = self.snapshot().adapters.get(key.adapter)
+        deployment = None if adapter is None else adapter.deployments.get(key.number or 0)
+        return deployment is not None and deployment.pinned
+
+    def _lane(self, adapter: str, number: int | None) -> str:
+        """Where a version is served by what the registry says."""
+        record = self.snapshot().adapters.get(adapter)
+        if record is None or number not in record.versions:
+            return BASE
+        deployment = record.deployments.get(number)
+        lane = deployment.lane if deployment is not None else record.versions[number].lane
+        return (lane or record.versions[number].lane).value
+
+    def _base_engine(self, resident: Resident | None) -> TopEngine:
+        status = self.engine.status()
+        slots = status.slots if resident is None else len(resident.slots)
+        return TopEngine(
+            id=status.id,
+            lane=BASE,
+            name=status.base,
+            state=status.state.value,
+            in_flight=sum(
+                count
+                for (adapter, number), count in self.in_flight().items()
+                if self._lane(adapter, number) != Lane.MERGED
+            ),
+            slots=slots,
+            slots_used=None if resident is None else _used(resident),
+            queue=self.residency.queue(),
+        )
+
+    def _seen(
+        self,
+        figures: Mapping[TrafficKey, Figures],
+        resident: Resident | None,
+        merged: Sequence[MergedState],
+    ) -> list[Seen]:
+        """Every version that has traffic, a merged engine or a pin, in its lane of now."""
+        total = self.traffic.total(QUARTER)
+        models = self.measured.of(self.snapshot())
+        memory = {state.digest: state.memory_bytes for state in merged}
+        found: list[Seen] = []
+        for _, version in self._versions():
+            if version.method == MERGED_MODEL:
+                continue
+            adapter = self.snapshot().adapters[version.adapter]
+            deployment = adapter.deployments.get(version.number)
+            lane = version.lane if deployment is None else deployment.lane
+            key = TrafficKey(version.adapter, version.number, lane.value if lane else "")
+            pinned = deployment is not None and deployment.pinned
+            if lane is None or not (key in figures or lane is Lane.MERGED or pinned):
+                continue
+            model = None if deployment is None else deployment.model
+            if lane is Lane.MERGED and model is None:
+                continue
+            own = figures.get(key, Figures(total.seconds))
+            found.append(
+                Seen(
+                    adapter=version.adapter,
+                    number=version.number,
+                    lane=lane,
+                    figures=own,
+                    token_share=_share(own, total),
+                    hot_capable=version.lane is Lane.HOT,
+                    pinned=pinned,
+                    candidates=models.get(version.digest, ()),
+                    memory_bytes=memory.get(model) if model is not None else None,
+                    quiet=self.traffic.quiet(key),
+                    loads=0 if resident is None else resident.loaded.get(version.digest, 0),
+                )
+            )
+        return found
+
+    def _surroundings(
+        self,
+        figures: Mapping[TrafficKey, Figures],
+        resident: Resident | None,
+        merged: Sequence[MergedState],
+    ) -> Surroundings:
+        status = self.engine.status()
+        age = datetime.now(UTC) - status.since
+        ready = status.state is EngineState.READY
+        return Surroundings(
+            uptime=self.traffic.uptime,
+            slots=status.slots if resident is None else len(resident.slots),
+            slots_used=0 if resident is None else _used(resident),
+            pins=0 if resident is None else len(resident.pinned),
+            engine_seconds=age.total_seconds() if ready else 0.0,
+            load_seconds=_each(resident),
+            evictions=0 if resident is None else resident.evictions,
+            at_once=sum(one.busy for key, one in figures.items() if key.lane != Lane.MERGED),
+            free_bytes=self.free_bytes(),
+            merged_per_token=_median(
+                [one.per_token_p50 for key, one in figures.items() if key.lane == Lane.MERGED]
+            ),
+        )
+
+
+def _merged_engine(state: MergedState) -> TopEngine:
+    return TopEngine(
+        id=state.id,
+        lane=Lane.MERGED.value,
+        name=state.name,
+        state=state.state,
+        in_flight=state.in_flight,
+        memory_bytes=state.memory_bytes,
+        idle=state.idle,
+    )
+
+
+def _share(seen: Figures, total: Figures) -> float:
+    return seen.tokens / total.tokens if total.tokens else 0.0
+
+
+def _used(resident: Resident) -> int:
+    return sum(slot is not None for slot in resident.slots)
+
+
+def _each(resident: Resident | None) -> float | None:
+    if resident is None or resident.loads == 0:
+        return None
+    return resident.load_seconds / resident.loads
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = sorted(value for value in values if value is not None)
+    return known[len(known) // 2] if known else None
