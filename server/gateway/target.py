@@ -62,8 +62,9 @@ class Target:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody judges its answers."""
-        return self.route is not None and self.route.limits is not None
+        """Whether somebody judges its answers, or compares them with a shadow's."""
+        route = self.route
+        return route is not None and (route.limits is not None or bool(route.shadows))
 
 
 def target_of(placing: Placing, resolved: Resolved, asked: Asked) -> Target:
