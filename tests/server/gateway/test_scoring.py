@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from adapters.frozen import Lane
 from adapters.registry.snapshot import Snapshot
 from server.gateway.canary import Canaries
 from server.gateway.canary_metrics import CanaryMetrics
@@ -163,7 +164,9 @@ async def canaries(gateway: Gateway) -> AsyncIterator[Canaries]:
 reasons: list[str] = []
 
 
-def roll_back(*_: Any, reason: str) -> bool:
+def roll_back(
+    adapter: str, tag: str, route_id: int, number: int, lane: Lane | None, *, reason: str
+) -> bool:
     reasons.append(reason)
     return True
 
