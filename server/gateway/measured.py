@@ -25,7 +25,7 @@ _LIMIT = 64 * 1024 * 1024
 class MeasuredModels:
     """The merged models of a store by the digest of the version that they were made of.
 
-    Every report is read once, when its model is first seen in a snapshot.
+    Every report is read once. Renewed by one thread, read by others.
     """
 
     def __init__(self, layout: StoreLayout, kv_cache_bytes: int = 0):
@@ -34,23 +34,25 @@ class MeasuredModels:
         self._kv_cache = kv_cache_bytes
         self._known: dict[str, tuple[str, Candidate] | None] = {}
 
-    def of(self, snapshot: Snapshot) -> dict[str, tuple[Candidate, ...]]:
-        """By source digest. Reads files on the first call: not for the event loop."""
-        found: dict[str, list[Candidate]] = {}
-        digests = [
+    def renew(self, snapshot: Snapshot) -> None:
+        """Read the reports of models that are new. Reads files: not for the event loop."""
+        digests = {
             version.digest
             for adapter in snapshot.adapters.values()
             for version in adapter.versions.values()
             if version.method == MERGED_MODEL
-        ]
-        for digest in digests:
-            if digest not in self._known:
-                self._known[digest] = self._read(digest)
-            known = self._known[digest]
+        }
+        self._known = {
+            digest: self._known[digest] if digest in self._known else self._read(digest)
+            for digest in sorted(digests)
+        }
+
+    def candidates(self) -> dict[str, tuple[Candidate, ...]]:
+        """By the digest of the version that was merged, as of the last `renew`."""
+        found: dict[str, list[Candidate]] = {}
+        for known in self._known.values():
             if known is not None:
                 found.setdefault(known[0], []).append(known[1])
-        for gone in self._known.keys() - set(digests):
-            del self._known[gone]
         return {source: tuple(candidates) for source, candidates in found.items()}
 
     def _read(self, digest: str) -> tuple[str, Candidate] | None:
