@@ -6,7 +6,6 @@ Who hears of ended requests is said in `assemble`; what runs beside requests in 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,14 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from adapters.catalog import Catalog
-from adapters.errors import UsageError
-from adapters.models import BaseDescriptor, BaseRecord
+from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions, plan_capacity
 from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
-from server.engine.memory import GIB, memory_limit, plan_base
+from server.engine.memory import GIB, BasePlan, memory_limit
 from server.engine.pool import EnginePool
 from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
@@ -43,8 +41,6 @@ from server.gateway.state import GatewayState
 from server.gateway.top import Sight
 from server.gateway.watching import Watching
 from server.settings import ServeSettings
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,32 +180,22 @@ def _base_engine(serving: Serving) -> Engine:
             log=log,
         )
 
-    return SupervisedEngine(settings, base.name, lambda: _capacity(serving), command)
+    return SupervisedEngine(
+        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command
+    )
 
 
-def _capacity(serving: Serving) -> Capacity:
-    adapters = serving.watcher.current.adapters.values()
-    return plan_capacity(serving.settings, hot_versions(adapters, serving.base.digest))
+def _hot(serving: Serving) -> list[VersionRecord]:
+    return hot_versions(serving.watcher.current.adapters.values(), serving.base.digest)
 
 
 def _pool(serving: Serving, engine: Engine) -> EnginePool:
     settings, base = serving.settings, serving.base
-    known: dict[Capacity, int] = {}
+    plan = BasePlan(settings, Path(base.path), serving.descriptor)
 
     def base_bytes() -> int:
         if settings.engine_url is not None:
             return 0  # Somebody else's: what it takes is not free, and so not in the limit.
-        capacity = engine.capacity or _capacity(serving)
-        if capacity not in known:
-            versions = hot_versions(serving.watcher.current.adapters.values(), base.digest)
-            plan = plan_base(settings, Path(base.path), serving.descriptor, capacity, versions)
-            known[capacity] = plan.total
-        return known[capacity]
+        return plan.plan(engine.capacity, _hot(serving)).total
 
-    try:
-        limit = memory_limit(settings)
-    except UsageError as error:
-        # Of a GPU whose size nobody said: no reason not to serve the base and its hot adapters.
-        log.warning("no merged engines: %s", error.message)
-        limit = 0
-    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes)
+    return merged_pool(settings, serving.runtime, limit=memory_limit(settings), base=base_bytes)
