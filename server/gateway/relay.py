@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
+from server.gateway.copying import PRIORITY_HEADER
 from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
@@ -121,6 +122,8 @@ def _headers(request: Request, asked: Asked) -> dict[str, str]:
     headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
     headers["content-type"] = "application/json"
     headers["x-request-id"] = asked.request_id
+    # Stronger than a `priority` in the body: no client goes before or after the others.
+    headers[PRIORITY_HEADER] = "0"
     return headers
 
 
