@@ -171,7 +171,7 @@ def test_memory_is_bounded(clock: Clock) -> None:
     traffic = Traffic(keys=5, clock=clock)
     for _ in range(200):
         clock.now += 10
-        for number in range(8):
+        for number in range(5):
             traffic.observe(replace(ONE, number=number, ended=clock.now))
     assert len(traffic._keys) == 5
     for rings in traffic._keys.values():
