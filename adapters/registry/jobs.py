@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from adapters.jobs.models import JobError, JobState
 from adapters.jobs.orders import EvaluateOrder, MergeOrder
-from adapters.registry import schema
+from adapters.registry import lanes, schema
 from adapters.registry.rows import now
 
 # Crockford's base 32: no letters that look like digits, and in the order of ASCII.
@@ -91,6 +91,7 @@ def queue_again(connection: Connection, job_id: str) -> None:
             error=None,
         )
     )
+    lanes.job_goes_on(connection, job_id)
 
 
 def claim_turn(
@@ -146,6 +147,23 @@ def finish_job(
             error=None if error is None else error.model_dump_json(),
         )
     )
+    _tell_deployments(connection, job_id, state, result, error)
+
+
+def _tell_deployments(
+    connection: Connection,
+    job_id: str,
+    state: JobState,
+    result: dict[str, Any] | None,
+    error: JobError | None,
+) -> None:
+    """Those that wait for the job's model get it in the transaction that ends the job."""
+    made = result if state is JobState.SUCCEEDED and result and result.get("registered") else None
+    model = None if made is None else str(made["digest"])
+    problem = None
+    if model is None:
+        problem = f"{state}: {error.message}" if error is not None else str(state)
+    lanes.job_ended(connection, job_id, model=model, problem=problem)
 
 
 def remove_job(connection: Connection, job_id: str) -> None:

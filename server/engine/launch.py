@@ -2,17 +2,32 @@
 
 The kernel kills this process when the process that started it dies, however that dies; the
 flag survives the exec. vLLM's own children get the same flag from `server.vllm_plugin`.
+
+On Linux with the CPU build of vLLM this becomes `server.vllm_plugin.warm`, which imports once for
+all three processes; with `--standby` in place of vLLM's arguments, one that waits for them.
+Elsewhere, and with ADAPTERCTL_ENGINE_START=spawn, it becomes vLLM's API server at once.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
+from adapters.bases.engine_limits import on_cpu
+from server.engine.binding import worker_environment
+
+LAUNCH_MODULE = "server.engine.launch"
 # vLLM's `vllm` console script does not work with the CPU distribution; this module does.
 VLLM_MODULE = "vllm.entrypoints.openai.api_server"
+WARM_MODULE = "server.vllm_plugin.warm"
+STANDBY = "--standby"
+START_VARIABLE = "ADAPTERCTL_ENGINE_START"
+# For the process that is executed: what was changed in its environment, and its processors.
+WARM_VARIABLE = "ADAPTERCTL_ENGINE_WARM"
 PR_SET_PDEATHSIG = 1
 
 
@@ -26,11 +41,32 @@ def die_with_parent(parent: int) -> None:
         sys.exit("adapterctl: the server that started this engine is gone")
 
 
+def can_fork(environment: Mapping[str, str]) -> bool:
+    """Whether vLLM's processes may be forked of one that has imported it.
+
+    Not with a GPU (a forked process cannot use CUDA that its parent initialized, and nobody
+    tried it here), nor on macOS (its system libraries do not survive a fork).
+    """
+    return sys.platform == "linux" and on_cpu() and environment.get(START_VARIABLE) != "spawn"
+
+
 def main() -> None:
-    """Tie this process to its parent, then become vLLM's API server."""
+    """Tie this process to its parent, then become vLLM or what becomes vLLM."""
     parent, arguments = int(sys.argv[1]), sys.argv[2:]
     die_with_parent(parent)
-    os.execv(sys.executable, [sys.executable, "-m", VLLM_MODULE, *arguments])
+    environment = dict(os.environ)
+    module = VLLM_MODULE
+    if can_fork(environment):
+        module = WARM_MODULE
+        environment = worker_environment(os.environ)
+        changed = {
+            name: os.environ.get(name)
+            for name, value in environment.items()
+            if os.environ.get(name) != value
+        }
+        cpus = sorted(os.sched_getaffinity(0))
+        environment[WARM_VARIABLE] = json.dumps({"changed": changed, "cpus": cpus})
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)
 
 
 if __name__ == "__main__":

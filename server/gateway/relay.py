@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
-from server.gateway.observing import Role
+from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
 from server.gateway.sending import LOST, Client, ClientGone, Sending
@@ -32,7 +32,7 @@ from server.gateway.serving import apply_serving, refuse_templates
 from server.gateway.settle import Exchange
 from server.gateway.sse import EventStream, ModelName, error_frame
 from server.gateway.state import GatewayState
-from server.gateway.target import Asked, Target, target_of
+from server.gateway.target import Asked, Target, placed_again, target_of
 
 # Headers that mean something to the engine; a client's others (keys, cookies) end here.
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
@@ -46,8 +46,11 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         document = parse_object(body)
         asked = Asked(_request_id(request), request.headers, document)
         resolved = await state.compositions.resolve(model_of(document))
+        state.keep_up()
         target = target_of(state.placing, resolved, asked)
         exchange.begin(target)
+        if target.route is not None:
+            _note(exchange, state, target, asked, route, body)
         strip_usage = _ask_for_usage(document, route)
         await fill_in(document, state, route, target)
         relayed = _Relayed(state, exchange, target, Client(request), asked, strip=strip_usage)
@@ -61,6 +64,37 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
     except BaseException:
         exchange.end("internal_error")
         raise
+
+
+def _note(
+    exchange: Exchange,
+    state: GatewayState,
+    target: Target,
+    asked: Asked,
+    route: EngineRoute,
+    body: bytes,
+) -> None:
+    """Keep what those who look at a route's requests want to know of this one."""
+    assert target.route is not None
+    assert target.record is not None
+    assert target.stable is not None
+    exchange.asked = answered = Answered(
+        request_id=asked.request_id,
+        reference=target.reference,
+        adapter=target.record,
+        stable=target.stable,
+        route=target.route,
+        role=target.role,
+        path=route,
+        body=body,
+        headers=asked.headers,
+    )
+
+    def mirror() -> None:
+        for one in state.mirrors:
+            one(answered)
+
+    exchange.when_answered = mirror
 
 
 async def fill_in(
@@ -119,7 +153,14 @@ class _Relayed(Response):
         self._strip = strip
         self._deadline = asyncio.get_running_loop().time() + settings.request_timeout
         wait = min(state.lanes.wait, settings.request_timeout)
-        self._sending = Sending(state.lanes, target.ways, client, exchange, wait)
+        self._sending = Sending(
+            state.lanes,
+            target.ways,
+            client,
+            exchange,
+            wait=wait,
+            again=lambda: placed_again(state.placing, target, state.snapshot()),
+        )
         self._upstream: aiohttp.ClientResponse | None = None
         self._first = b""
 

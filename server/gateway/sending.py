@@ -10,7 +10,7 @@ from typing import TypeVar
 import aiohttp
 from starlette.requests import Request
 
-from adapters.errors import AdapterctlError, EngineTimeout, EngineUnavailable
+from adapters.errors import AdapterctlError, EngineTimeout, EngineUnavailable, NotDeployed
 from server.gateway.body import encode
 from server.gateway.lanes import MERGED, Hold, Lanes
 from server.gateway.placing import Ways
@@ -77,8 +77,19 @@ class Sending:
     `wait` is how many seconds the request may wait for an engine to be started.
     """
 
-    def __init__(self, lanes: Lanes, ways: Ways, client: Client, exchange: Exchange, wait: float):
+    def __init__(
+        self,
+        lanes: Lanes,
+        ways: Ways,
+        client: Client,
+        exchange: Exchange,
+        *,
+        wait: float,
+        again: Callable[[], Ways],
+    ):
+        """`again` says where it is answered by now: what it waits for may be changed meanwhile."""
         self._lanes = lanes
+        self._again = again
         self._ways = ways
         self._client = client
         self._exchange = exchange
@@ -120,8 +131,16 @@ class Sending:
             return hold
         left = max(0.0, self._began + self._wait - self._clock())
         starting = self._lanes.started(self._ways, wait=left, failed=failed)
-        # The pool ends the waiting by itself, with the reason.
-        return await self._client.or_gone(starting, left + _GRACE, Hold.release)
+        try:
+            # The pool ends the waiting by itself, with the reason.
+            return await self._client.or_gone(starting, left + _GRACE, Hold.release)
+        except NotDeployed:
+            # Its engine is wanted no more: that of another merge is, or the hot lane again.
+            now = self._again()
+            if now == self._ways:
+                raise
+            self._ways = now
+            return await self._held(failed)
 
     def _another_way(self, hold: Hold) -> bool:
         return hold.lane == MERGED or self._ways.merged is not None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from server.gateway.metrics import NONE, GatewayMetrics
-from server.gateway.observing import ANSWER_LIMIT, Observation, Observer
+from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observer
 from server.gateway.sse import Usage
 from server.gateway.target import Target
 
@@ -31,6 +31,8 @@ class Exchange:
         self._first: float | None = None
         self._usage = Usage(0, 0)
         self._answer: bytearray | None = None
+        # Of a reference with a route, for the observers.
+        self.asked: Answered | None = None
         # What is done besides when it has ended well.
         self.when_answered: Callable[[], None] | None = None
 
@@ -107,6 +109,7 @@ class Exchange:
             prompt_tokens=self._usage.prompt_tokens,
             completion_tokens=self._usage.completion_tokens,
             answer=None if self._answer is None else bytes(self._answer),
+            asked=self.asked,
         )
 
     def _tell(self, observation: Observation) -> None:

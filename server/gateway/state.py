@@ -34,5 +34,7 @@ class GatewayState:
     documents: ServingDocuments
     placing: Placing
     lanes: Lanes
+    # Has the engines follow the newest snapshot; a comparison where nothing is new.
+    keep_up: Callable[[], None]
     observers: list[Observer] = field(default_factory=list)
     mirrors: list[Mirror] = field(default_factory=list)

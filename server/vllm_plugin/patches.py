@@ -16,7 +16,7 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
-from server.vllm_plugin import mixtures
+from server.vllm_plugin import forking, mixtures
 
 logger = logging.getLogger("vllm.adapterctl.patches")
 
@@ -47,6 +47,25 @@ def install_in_worker() -> None:
     _refuse_unusable_adapters()
     _find_the_device_of_int8_layers()
     mixtures.install_in_worker()
+
+
+def start_forked_processes() -> None:
+    """vLLM starts engine core and worker by `spawn`, and each imports for ten seconds.
+
+    Where a process with these imports waits already (`forking`), it is taken. Called by `warm`
+    only, before `install`, in a process that has imported vLLM and done nothing else.
+    """
+    from vllm.v1.engine import utils
+    from vllm.v1.executor import multiproc_executor
+
+    original = utils.get_mp_context
+    ours = forking.ForkedContext()
+
+    def get_mp_context() -> Any:
+        chosen = original()
+        return ours if chosen.get_start_method() == "spawn" else chosen
+
+    utils.get_mp_context = multiproc_executor.get_mp_context = get_mp_context
 
 
 def require_supported(version: str) -> None:
