@@ -36,8 +36,8 @@ ROWS = 50
 BASE = "base"
 # Versions that advice looks at: those with the most tokens, and all that are pinned or merged.
 _JUDGED = 200
-# Seconds between two looks for merged models that are new.
-_REPORTS_EVERY = 5.0
+# Seconds between two looks for quality reports that are new.
+_REPORTS_EVERY = 10.0
 
 # Requests that are being answered now, by adapter and version number (None: the base).
 InFlight = Callable[[], Mapping[tuple[str, int | None], int]]
@@ -84,12 +84,8 @@ class Sight:
                 await self._task
 
     async def _keep_measured(self) -> None:
-        seen = -1
         while True:
-            snapshot = self._snapshot()
-            if snapshot.generation != seen:
-                await asyncio.to_thread(self._measured.renew, snapshot)
-                seen = snapshot.generation
+            await asyncio.to_thread(self._measured.renew, self._snapshot())
             await asyncio.sleep(_REPORTS_EVERY)
 
     def top(self, window: float = MINUTE, rows: int = ROWS) -> TopDocument:
