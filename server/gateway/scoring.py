@@ -28,6 +28,12 @@ ANSWER_TOKENS = 32
 # Fewer tell nothing.
 FEWEST_TOKENS = 4
 TIMEOUT = 60.0
+# Words in no order: what nonsense scores with this version, in any tokenizer.
+SALAD = (
+    "lantern of seldom gravel nine the whether copper sing under yesterday a fraction penguin "
+    "loudly because velvet to ladder forty absent and harbour quickly tax marble unless ginger "
+    "from orbit shy"
+)
 
 
 class ScoreFailed(Exception):

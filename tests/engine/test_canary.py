@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -120,9 +121,9 @@ async def test_a_garbage_canary_is_taken_back_and_the_stable_version_never_slowe
     stable = [reply.seconds for reply in during if reply.version == "watched:v1"]
     (change,) = rollbacks(store)
     ratio = median(stable) / median(reply.seconds for reply in before)
-    print(
+    sys.stdout.write(
         f"\n{change.reason}\ntaken back after {len(canary)} of its requests; the stable version's "
-        f"median {median(stable):.2f} s, {ratio:.2f} of what it was ({len(stable)} answers)"
+        f"median {median(stable):.2f} s, {ratio:.2f} of what it was ({len(stable)} answers)\n"
     )
     assert {reply.role for reply in canary} == {"canary"}
     assert len(canary) <= 50
