@@ -30,6 +30,8 @@ FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
 # Prompts after which the stable version is asked what it makes of words in no order.
 SALADS = 5
+# Larger windows, which take longer to judge, are not judged after every request.
+LARGE_WINDOW = 200
 
 
 class RollBack(Protocol):
@@ -88,14 +90,18 @@ class Canaries:
         """Count one ended request, and judge where it was a canary's."""
         if o.route is None or o.number is None or o.role not in (Role.STABLE, Role.CANARY):
             return
-        watch, sample = self.watch(o.adapter, o.route), Sample.of(o)
-        if watch is None or sample is None:
+        watch = self.watch(o.adapter, o.route)
+        if watch is None or (sample := self._sample(watch, o)) is None:
             return
         watch.side(o).add(sample)
         if sample.why is not None:
             self._metrics.degenerate(o.adapter, o.role, sample.why)
         if o.role is Role.CANARY:
             self._judge(watch, (o.number, o.lane))
+
+    def _sample(self, watch: Watch, o: Observation) -> Sample | None:
+        known = watch.stable if o.role is Role.STABLE else None
+        return Sample.of(o, reading=known is None or known.reading)
 
     def salads_wanted(self, o: Observation) -> bool:
         """Whether words in no order are to be scored in place of the answer of `o`, too."""
@@ -156,6 +162,8 @@ class Canaries:
     def _judge(self, watch: Watch, key: tuple[int, str]) -> None:
         side = watch.canaries[key]
         if key in watch.verdicts or len(side.samples) < watch.limits.least:
+            return
+        if side.requests % max(1, watch.limits.window // LARGE_WINDOW):
             return
         look = watch.looks[key] = watch.looks.get(key, 0) + 1
         verdict = judge(watch.limits, side, watch.stable, look)

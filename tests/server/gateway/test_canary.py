@@ -215,6 +215,22 @@ async def test_what_the_client_does_is_not_the_canarys_fault(outcome: str) -> No
     assert watched.canaries.status(7).canaries == () or not watched.withdrawn()
 
 
+async def test_a_failure_in_the_middle_of_an_answer_is_no_broken_number() -> None:
+    watched = Watched()
+    nan = b'{"error": {"message": "Out of range float values are not JSON compliant"}}'
+    watched.canaries.observe(replace(CANARY, outcome="engine_error", answer=GOOD))
+    watched.canaries.observe(replace(CANARY, outcome="engine_500", answer=nan))
+    (status,) = watched.canaries.status(7).canaries
+    assert (status.errors, status.read, status.degenerate_by) == (2, 1, {"not_finite": 1})
+
+
+async def test_a_large_window_is_judged_as_well() -> None:
+    watched = Watched(route(limits=Limits(window=2000, least=100)))
+    taken = feed(watched, lambda: replace(CANARY, answer=EMPTY), requests=150)
+    assert taken == 100
+    await watched.canaries.close()
+
+
 async def test_waiting_for_an_engines_start_is_not_slow() -> None:
     watched = Watched()
     assert feed(watched, lambda: replace(CANARY, waited=60.0), requests=80) is None
@@ -383,3 +399,14 @@ async def test_the_status_has_the_figures() -> None:
     assert (canary.degenerate, canary.degenerate_by) == (4, {"empty": 4})
     assert canary.per_token == pytest.approx(0.1)
     assert canary.verdict == "needs 6 more requests"
+
+
+async def test_the_stable_versions_answers_are_read_until_there_are_enough_and_then_seldom() -> None:
+    watched = Watched()
+    for _ in range(50):
+        watched.canaries.observe(STABLE)
+    for _ in range(100):
+        watched.canaries.observe(replace(STABLE, answer=EMPTY))
+    stable = watched.canaries.status(7).stable
+    assert stable is not None
+    assert (stable.requests, stable.read, stable.degenerate) == (150, 50, 10)
