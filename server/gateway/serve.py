@@ -28,6 +28,7 @@ from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions, plan_capacity
 from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
+from server.engine.standby import StandbySpawner
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
 from server.gateway.admin import admin_router
@@ -109,6 +110,7 @@ class _Server:
         self._watcher = watcher
         self._listener = listener
         self._url = url_of(listener)
+        self._standby = StandbySpawner(StoreLayout(settings.store).logs / "standby.log")
         self._engine = self._make_engine(runtime)
         metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
         metrics.registry.register(StateCollector(self._engine, base.name, lambda: watcher.current))
@@ -182,7 +184,7 @@ class _Server:
                 log=log,
             )
 
-        return SupervisedEngine(settings, self._base.name, plan, command)
+        return SupervisedEngine(settings, self._base.name, plan, command, self._standby)
 
     async def serve(self) -> None:
         """Until stopped; raises what kept the engine from its first start."""
@@ -206,6 +208,7 @@ class _Server:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
             await self._engine.stop()
+            await self._standby.close()
 
     def _resume_jobs(self) -> None:
         try:
