@@ -1,4 +1,4 @@
-"""How long an engine takes to start: `python -m loadtests.bench_start [--rounds N] [--lane merged]`.
+"""How long an engine takes to start: `python -m loadtests.bench_start [--lane merged]`.
 
 The three ways of the setting `engine_start`, one after the other in every round so that a machine
 that becomes busier is busier for all. An engine counts as started when /health answers. Wall time
@@ -118,9 +118,12 @@ class _Bench:
 
     async def _start(self, spawner: StandbySpawner, way: str) -> Start:
         command = self._command(way)
-        had = _processor([spawner.pid]) if way == "standby" and spawner.pid else 0.0
+        waiting = spawner.pid if way == "standby" else None
+        had = _processor([waiting]) if waiting is not None else 0.0
         began = time.monotonic()
         process = await spawner.spawn(command)
+        if way == "standby" and process.pid != waiting:
+            sys.exit("the standby was not taken")
         transport = EngineTransport(EngineAddress("http://engine", command.socket), 5.0)
         try:
             await _until_ready(process, transport, command)
