@@ -100,6 +100,9 @@ def _model_arguments(
         # Versions bring templates of their own, and only the gateway reaches this engine: it
         # refuses those of clients.
         "--trust-request-chat-template",
+        # Copies and scores that the gateway sends itself come after everybody's requests, which
+        # among each other keep the order of their arrival.
+        "--scheduling-policy", "priority",
         # The gateway logs requests; the engine's log stays readable for failures.
         "--disable-uvicorn-access-log",
     ]  # fmt: skip

@@ -54,6 +54,7 @@ class StoredEngine:
         self._log = layout.logs / f"merged-{digits[:12]}.log"
 
     def hold(self) -> None:
+        _prune_logs(self._log)
         self._lease.acquire()
         self._lease.hold(self._model.digest)
 
@@ -73,9 +74,13 @@ class StoredEngine:
                 log=self._log,
             )
 
-        _prune_logs(self._log)
         return SupervisedEngine(
-            self._settings, self._model.base, lambda: NO_ADAPTERS, command, changed=changed
+            self._settings,
+            self._model.base,
+            lambda: NO_ADAPTERS,
+            command,
+            spawner=self._spawner,
+            changed=changed,
         )
 
 

@@ -1,42 +1,46 @@
 """The server's parts, put together: engines, lanes, metrics, who looks on, the application.
 
-What listens to ended requests is joined in `_join_observers`, what the admin API asks of the
-running server in `Parts.lane_operations`.
+Who hears of ended requests is said in `assemble`; what runs beside requests in `Parts.follow`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from adapters.catalog import Catalog
-from adapters.errors import UsageError
-from adapters.models import BaseDescriptor, BaseRecord
-from adapters.registry.snapshot import SnapshotWatcher
+from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
+from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions, plan_capacity
 from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
-from server.engine.memory import memory_limit, plan_base
+from server.engine.memory import GIB, BasePlan, memory_limit
 from server.engine.pool import EnginePool
 from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
+from server.gateway.admin_lanes import LaneOperations
 from server.gateway.compositions import Compositions
+from server.gateway.copying import Copying
 from server.gateway.lanes import Lanes
+from server.gateway.measured import MeasuredModels
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
 from server.gateway.reconciling import Reconciler
+from server.gateway.residents import ResidencyCollector
+from server.gateway.running import RunningLanes, free_bytes, merged_states
+from server.gateway.settle import Answering
 from server.gateway.state import GatewayState
+from server.gateway.top import Sight
+from server.gateway.watching import Watching
 from server.settings import ServeSettings
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,20 @@ class Parts:
     engine: Engine
     pool: EnginePool
     reconciler: Reconciler
+    sight: Sight
+    watching: Watching
     state: GatewayState
+    # What the admin API asks of the running server.
+    operations: LaneOperations
 
     async def follow(self) -> None:
-        """What goes on in the background while the server runs; until cancelled."""
-        await self.reconciler.run()
+        """What goes on beside requests once the engine is there; until cancelled."""
+        self.sight.start()
+        try:
+            async with self.watching.running():
+                await self.reconciler.run()
+        finally:
+            await self.sight.close()
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
@@ -74,33 +87,73 @@ def assemble(serving: Serving) -> Parts:
     """Make every part; nothing is started."""
     settings, base, watcher = serving.settings, serving.base, serving.watcher
     layout = StoreLayout(settings.store)
+
+    def snapshot() -> Snapshot:
+        return watcher.current
+
     engine = _base_engine(serving)
     pool = _pool(serving, engine)
     quantized = serving.descriptor.quantization is not None
     placing = Placing(base, engine, layout, quantized=quantized)
-    reconciler = Reconciler(lambda: watcher.current, placing, pool, engine, base.digest)
+    reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
+    lanes = Lanes(engine, pool, wait=settings.merged_wait)
+    documents = ServingDocuments(layout)
     metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
-    metrics.registry.register(StateCollector(engine, base.name, lambda: watcher.current))
-    metrics.registry.register(PoolCollector(pool, models=settings.metric_adapters))
+    in_flight: Counter[Answering] = Counter()
+    sight = Sight(
+        base,
+        engine,
+        snapshot,
+        MeasuredModels(layout, settings.merged_kv_cache_gib * GIB),
+        merged=lambda: merged_states(pool),
+        in_flight=lambda: in_flight,
+        free_bytes=lambda: free_bytes(pool),
+    )
+    watching = Watching(
+        settings,
+        snapshot,
+        serving.catalog.roll_back_route,
+        Copying(placing, lanes, documents),
+        metrics,
+        tell=sight.traffic.observe,
+    )
+    collectors = (
+        StateCollector(engine, base.name, snapshot),
+        PoolCollector(pool, models=settings.metric_adapters),
+        ResidencyCollector(sight.cache, base.name, snapshot, metrics.label),
+    )
+    for collector in collectors:
+        metrics.registry.register(collector)
     state = GatewayState(
         settings=settings,
         base=base,
         engine=engine,
-        snapshot=lambda: watcher.current,
+        snapshot=snapshot,
         compositions=Compositions(
             serving.catalog,
-            lambda: watcher.current,
+            snapshot,
             watcher.refresh,
             limit=settings.max_compositions,
             timeout=settings.first_token_timeout,
         ),
         metrics=metrics,
-        documents=ServingDocuments(layout),
+        documents=documents,
         placing=placing,
-        lanes=Lanes(engine, pool, wait=settings.merged_wait),
+        lanes=lanes,
         keep_up=reconciler.keep_up,
+        withdrawn=watching.withdrawn,
+        in_flight=in_flight,
+        observers=[sight.traffic.observe, watching.observe],
     )
-    return Parts(engine, pool, reconciler, state)
+    return Parts(
+        engine=engine,
+        pool=pool,
+        reconciler=reconciler,
+        sight=sight,
+        watching=watching,
+        state=state,
+        operations=RunningLanes(state, pool, sight),
+    )
 
 
 def _base_engine(serving: Serving) -> Engine:
@@ -127,32 +180,22 @@ def _base_engine(serving: Serving) -> Engine:
             log=log,
         )
 
-    return SupervisedEngine(settings, base.name, lambda: _capacity(serving), command)
+    return SupervisedEngine(
+        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command
+    )
 
 
-def _capacity(serving: Serving) -> Capacity:
-    adapters = serving.watcher.current.adapters.values()
-    return plan_capacity(serving.settings, hot_versions(adapters, serving.base.digest))
+def _hot(serving: Serving) -> list[VersionRecord]:
+    return hot_versions(serving.watcher.current.adapters.values(), serving.base.digest)
 
 
 def _pool(serving: Serving, engine: Engine) -> EnginePool:
     settings, base = serving.settings, serving.base
-    known: dict[Capacity, int] = {}
+    plan = BasePlan(settings, Path(base.path), serving.descriptor)
 
     def base_bytes() -> int:
         if settings.engine_url is not None:
             return 0  # Somebody else's: what it takes is not free, and so not in the limit.
-        capacity = engine.capacity or _capacity(serving)
-        if capacity not in known:
-            versions = hot_versions(serving.watcher.current.adapters.values(), base.digest)
-            plan = plan_base(settings, Path(base.path), serving.descriptor, capacity, versions)
-            known[capacity] = plan.total
-        return known[capacity]
+        return plan.plan(engine.capacity, _hot(serving)).total
 
-    try:
-        limit = memory_limit(settings)
-    except UsageError as error:
-        # Of a GPU whose size nobody said: no reason not to serve the base and its hot adapters.
-        log.warning("no merged engines: %s", error.message)
-        limit = 0
-    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes)
+    return merged_pool(settings, serving.runtime, limit=memory_limit(settings), base=base_bytes)

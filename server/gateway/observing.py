@@ -71,6 +71,3 @@ class Answered:
     path: EngineRoute
     body: bytes
     headers: Mapping[str, str]
-
-
-Mirror = Callable[[Answered], None]

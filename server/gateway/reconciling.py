@@ -22,6 +22,7 @@ from server.engine.pool import EnginePool
 from server.engine.residency import Residency
 from server.engine.transport import EngineTransport
 from server.gateway.placing import Placing
+from server.gateway.top import hot_pins
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ def wanted_of(snapshot: Snapshot, placing: Placing, base_digest: str) -> Wanted:
     """Every merged model that a request may be sent to, and every pin."""
     models: dict[str, MergedModel] = {}
     pinned: set[str] = set()
-    in_slots: list[str] = []
     for adapter in snapshot.adapters.values():
         for version in _merged(adapter):
             model = placing.merged_model(adapter, version)
@@ -52,12 +52,7 @@ def wanted_of(snapshot: Snapshot, placing: Placing, base_digest: str) -> Wanted:
                 deployment = adapter.deployments.get(version.number)
                 if deployment is not None and deployment.pinned:
                     pinned.add(model.digest)
-        for number, deployment in adapter.deployments.items():
-            version = adapter.versions[number]
-            hot = deployment.lane is Lane.HOT and version.lane is Lane.HOT
-            if deployment.pinned and hot and version.base_digest == base_digest:
-                in_slots.append(version.digest)
-    return Wanted(models, frozenset(pinned), tuple(dict.fromkeys(in_slots)))
+    return Wanted(models, frozenset(pinned), tuple(hot_pins(snapshot, base_digest)))
 
 
 def _merged(adapter: AdapterRecord) -> Iterator[VersionRecord]:

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
+from server.gateway.copying import PRIORITY_HEADER
 from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
@@ -40,17 +41,17 @@ _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
 
 async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
     """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
-    exchange = Exchange(state.metrics, route.path, state.observers)
+    exchange = Exchange(state.metrics, route.path, state.observers, state.in_flight)
     try:
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
         asked = Asked(_request_id(request), request.headers, document)
         resolved = await state.compositions.resolve(model_of(document))
         state.keep_up()
-        target = target_of(state.placing, resolved, asked)
+        target = target_of(state.placing, resolved, asked, state.withdrawn)
         exchange.begin(target)
         if target.route is not None:
-            _note(exchange, state, target, asked, route, body)
+            _note(exchange, target, asked, route, body)
         strip_usage = _ask_for_usage(document, route)
         await fill_in(document, state, route, target)
         relayed = _Relayed(state, exchange, target, Client(request), asked, strip=strip_usage)
@@ -68,7 +69,6 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
 
 def _note(
     exchange: Exchange,
-    state: GatewayState,
     target: Target,
     asked: Asked,
     route: EngineRoute,
@@ -78,7 +78,7 @@ def _note(
     assert target.route is not None
     assert target.record is not None
     assert target.stable is not None
-    exchange.asked = answered = Answered(
+    exchange.asked = Answered(
         request_id=asked.request_id,
         reference=target.reference,
         adapter=target.record,
@@ -89,12 +89,6 @@ def _note(
         body=body,
         headers=asked.headers,
     )
-
-    def mirror() -> None:
-        for one in state.mirrors:
-            one(answered)
-
-    exchange.when_answered = mirror
 
 
 async def fill_in(
@@ -128,6 +122,8 @@ def _headers(request: Request, asked: Asked) -> dict[str, str]:
     headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
     headers["content-type"] = "application/json"
     headers["x-request-id"] = asked.request_id
+    # Stronger than a `priority` in the body: no client goes before or after the others.
+    headers[PRIORITY_HEADER] = "0"
     return headers
 
 

@@ -67,6 +67,11 @@ class Scorer:
         )
         return same < WAITING and (side.scored < ENOUGH or side.requests % SELDOM == 0)
 
+    @property
+    def waiting(self) -> int:
+        """Answers that are to be scored."""
+        return len(self._waiting)
+
     async def run(self) -> None:
         """Score what is offered, until cancelled."""
         while True:

@@ -95,6 +95,7 @@ class _Server:
             serving.catalog,
             refresh=serving.watcher.refresh,
             engines=lambda: [parts.engine.status().model_dump(mode="json")],
+            lanes=parts.operations,
             require_admin_key=not settings.loopback_only,
             jobs_at_once=settings.jobs_at_once,
         )

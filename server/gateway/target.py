@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +67,25 @@ class Target:
         return route is not None and (route.limits is not None or bool(route.shadows))
 
 
-def target_of(placing: Placing, resolved: Resolved, asked: Asked) -> Target:
-    """The one thing that answers; raises where nothing on this server does, with what to do."""
+# A route's id, a split's version and its own lane.
+Withdrawn = Callable[[int, int, Lane | None], bool]
+
+
+def nothing_withdrawn(route: int, number: int, lane: Lane | None) -> bool:
+    """Every split gets its requests."""
+    return False
+
+
+def target_of(
+    placing: Placing,
+    resolved: Resolved,
+    asked: Asked,
+    withdrawn: Withdrawn = nothing_withdrawn,
+) -> Target:
+    """The one thing that answers; raises where nothing on this server does, with what to do.
+
+    `withdrawn`: splits that are being taken back.
+    """
     stable, adapter = resolved.version, resolved.adapter
     if stable is None or adapter is None:
         ways = placing.of_base(resolved.reference, resolved.base)
@@ -86,6 +103,9 @@ def target_of(placing: Placing, resolved: Resolved, asked: Asked) -> Target:
             user=asked.user,
             headers=asked.headers,
         )
+    route, canary = choice.route, choice.role_is_canary
+    if route is not None and canary and withdrawn(route.id, choice.version.number, choice.lane):
+        choice = Choice(stable, None, role_is_canary=False, route=route)
     try:
         return _target(placing, resolved.reference, adapter, stable, choice)
     except NotDeployed:

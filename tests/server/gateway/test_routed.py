@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from adapters.frozen import Lane
-from adapters.lanes.models import Shadow, Split
-from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Role
+from adapters.lanes.models import Split
+from server.gateway.observing import ANSWER_LIMIT, Observation, Role
 from tests.server.gateway.lane_cases import (
     MODEL,
     ask,
@@ -175,22 +175,25 @@ async def test_a_watched_route_keeps_answers_and_what_was_asked(
     assert seen[2].answer is None
 
 
-async def test_a_mirror_gets_what_was_answered_and_nothing_that_failed(
-    gateway: Gateway, engine: ScriptedEngine
+async def test_a_split_that_is_taken_back_gets_nothing_before_the_registry_says_so(
+    gateway: Gateway,
 ) -> None:
-    mirrored: list[Answered] = []
-    gateway.state.mirrors.append(mirrored.append)
-    put(gateway, route(shadows=(Shadow(number=2, share=1.0),)))
-    await ask(gateway, headers={"x-request-id": "r-1"})
-    await ask(gateway, "pirate:v1")
-    await until(lambda: len(mirrored) == 1)
-    one = mirrored[0]
-    assert (one.request_id, one.role, one.stable.number) == ("r-1", Role.STABLE, 1)
-    assert one.route.shadows[0].number == 2
-    await engine.stop()
-    assert (await ask(gateway))[0] == 503
-    await engine.start()
-    assert len(mirrored) == 1
+    put(gateway, route(Split(number=2, share=1.0)))
+    asked: list[tuple[int, int, Lane | None]] = []
+
+    def withdrawn(route_id: int, number: int, lane: Lane | None) -> bool:
+        asked.append((route_id, number, lane))
+        return len(asked) > 1
+
+    # As the server is made with it; the document of state is frozen.
+    object.__setattr__(gateway.state, "withdrawn", withdrawn)
+    assert (await ask(gateway))[2]["x-adapterctl-route"] == "canary"
+    _, _, headers = await ask(gateway)
+    assert (headers["x-adapterctl-version"], headers["x-adapterctl-route"]) == (
+        "pirate:v1",
+        "stable",
+    )
+    assert asked == [(7, 2, None)] * 2
 
 
 async def test_a_switch_of_the_tag_is_one_choice_for_each_request(gateway: Gateway) -> None:
