@@ -48,18 +48,25 @@ class Watch:
 
     route: Route
     limits: Limits
-    stable: Side | None = None
+    # The version that its tag means now.
+    means: int | None = None
+    stables: dict[int, Side] = field(default_factory=dict)
     canaries: dict[tuple[int, str], Side] = field(default_factory=dict)
     looks: dict[tuple[int, str], int] = field(default_factory=dict)
     verdicts: dict[tuple[int, str], Verdict] = field(default_factory=dict)
 
+    @property
+    def stable(self) -> Side | None:
+        """What canaries are held against; another one after the tag has moved."""
+        return None if self.means is None else self.stables.get(self.means)
+
     def side(self, o: Observation) -> Side:
-        """Where `o` counts. Another stable version, after its tag moved, begins anew."""
+        """Where `o` counts."""
         assert o.number is not None
         if o.role is Role.STABLE:
-            if self.stable is None or self.stable.number != o.number:
-                self.stable = Side(o.number, o.lane, Role.STABLE, self.limits.window)
-            return self.stable
+            if o.number not in self.stables:
+                self.stables[o.number] = Side(o.number, o.lane, Role.STABLE, self.limits.window)
+            return self.stables[o.number]
         key = (o.number, o.lane)
         if key not in self.canaries:
             self.canaries[key] = Side(o.number, o.lane, Role.CANARY, self.limits.window)
@@ -100,8 +107,7 @@ class Canaries:
             self._judge(watch, (o.number, o.lane))
 
     def _sample(self, watch: Watch, o: Observation) -> Sample | None:
-        known = watch.stable if o.role is Role.STABLE else None
-        return Sample.of(o, reading=known is None or known.reading)
+        return Sample.of(o, reading=watch.side(o).reading)
 
     def salads_wanted(self, o: Observation) -> bool:
         """Whether words in no order are to be scored in place of the answer of `o`, too."""
@@ -122,17 +128,18 @@ class Canaries:
 
     def watch(self, adapter: str, route_id: int) -> Watch | None:
         """What is measured under a route; None where nobody watches it, or it is gone."""
-        found = self._watches.get(route_id)
-        if found is not None:
-            return found
         record = self._snapshot().adapters.get(adapter)
-        routes = () if record is None else tuple(record.routes.values())
-        route = next((one for one in routes if one.id == route_id), None)
-        if route is None or route.limits is None:
+        if record is None:
             return None
-        self._forget_old_routes()
-        self._watches[route_id] = Watch(route, route.limits)
-        return self._watches[route_id]
+        watch = self._watches.get(route_id)
+        if watch is None:
+            route = next((one for one in record.routes.values() if one.id == route_id), None)
+            if route is None or route.limits is None:
+                return None
+            self._forget_old_routes()
+            watch = self._watches[route_id] = Watch(route, route.limits)
+        watch.means = record.tags.get(watch.route.tag)
+        return watch
 
     def withdrawn(self, route_id: int, number: int, lane: Lane | None) -> bool:
         """Whether a split (its own lane, None where it names none) gets no requests any more.

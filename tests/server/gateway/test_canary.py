@@ -11,6 +11,7 @@ import pytest
 from adapters.errors import DiskFull, StoreBusy
 from adapters.frozen import Lane
 from adapters.lanes.models import Limits, Split
+from adapters.registry.snapshot import Snapshot
 from server.gateway.observing import Observation
 from tests.server.gateway.watched import (
     CANARY,
@@ -212,7 +213,12 @@ async def test_a_moved_tag_makes_a_new_stable_version() -> None:
     watched = Watched()
     for _ in range(20):
         watched.canaries.observe(STABLE)
+    (pirate,) = watched.registry.snapshot.adapters.values()
+    moved = pirate.model_copy(update={"tags": {"latest": 3}})
+    watched.registry.snapshot = Snapshot({}, {"pirate": moved}, 2)
     watched.canaries.observe(replace(STABLE, number=3))
+    # One that began before that ends late.
+    watched.canaries.observe(STABLE)
     stable = watched.canaries.status(7).stable
     assert stable is not None
     assert (stable.number, stable.requests) == (3, 1)
