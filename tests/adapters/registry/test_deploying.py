@@ -208,6 +208,21 @@ def test_the_model_is_there_before_the_deployment_hears_of_its_job(
     assert len(catalog.jobs()) == 1
 
 
+def test_a_job_that_fails_before_the_deployment_hears_of_it(
+    catalog: Catalog, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(1)
+
+    def at_once(layout: object, job_id: str, lock: int, **_: object) -> None:
+        error = JobError(code="x", message="no disk")
+        catalog.finish_job(job_id, JobState.FAILED, error=error)
+
+    monkeypatch.setattr(adapters.jobs.launching, "launch", at_once)
+    made = catalog.deploy("bot", merge=awq())
+    assert made.job is not None and made.job.state is JobState.FAILED
+    assert (made.deployment.job, made.deployment.problem) == (made.job.id, "failed: no disk")
+
+
 @pytest.mark.parametrize("state", [JobState.REJECTED, JobState.FAILED, JobState.CANCELLED])
 def test_a_job_without_a_result_says_why(
     catalog: Catalog, register: Register, no_process: None, state: JobState
