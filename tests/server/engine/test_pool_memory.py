@@ -79,25 +79,25 @@ async def test_nobody_busy_or_pinned_goes_and_the_refusal_has_the_figures(
 
 async def test_memory_that_others_took_meanwhile_is_not_given_out(small: SmallEngines) -> None:
     outside = 0
-    small.available = lambda: 2 * SIZE - pool.memory().merged - outside
-    pool = small.pool()
+    small.available = lambda: 2 * SIZE - crowded.memory().merged - outside
+    crowded = small.pool()
     try:
-        (await pool.lease(A, wait=15)).release()
+        (await crowded.lease(A, wait=15)).release()
         # Half of what was left.
         outside = SIZE // 2
         small.sizes["b"] = SIZE // 2
-        (await pool.lease(B, wait=15)).release()
+        (await crowded.lease(B, wait=15)).release()
         small.sizes["c"] = 2 * SIZE
         with pytest.raises(EngineUnavailable, match=r"other programs on this machine 0.1; end"):
-            await pool.lease(C, wait=15)
+            await crowded.lease(C, wait=15)
         # Nobody went for it: both together would not have been enough.
-        assert pool.counts.evictions == 0
+        assert crowded.counts.evictions == 0
         small.sizes["c"] = SIZE
-        (await pool.lease(C, wait=15)).release()
-        assert has(pool, "a", MergedState.STOPPED)
-        assert pool.ready(B.digest)
+        (await crowded.lease(C, wait=15)).release()
+        assert has(crowded, "a", MergedState.STOPPED)
+        assert crowded.ready(B.digest)
     finally:
-        await pool.close()
+        await crowded.close()
 
 
 async def test_what_could_never_fit_is_refused_and_nobody_goes_for_it(
