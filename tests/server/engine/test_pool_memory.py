@@ -80,7 +80,7 @@ async def test_nobody_busy_or_pinned_goes_and_the_refusal_has_the_figures(
 async def test_memory_that_others_took_meanwhile_is_not_given_out(small: SmallEngines) -> None:
     outside = 0
     small.available = lambda: 2 * SIZE - crowded.memory().merged - outside
-    crowded = small.pool()
+    crowded: EnginePool = small.pool()
     try:
         (await crowded.lease(A, wait=15)).release()
         # Half of what was left.
