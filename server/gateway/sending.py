@@ -104,7 +104,8 @@ class Sending:
         """The engine's answer as far as its headers; `hold` says whose it is.
 
         An engine that took nothing of it (nobody listens any more) is passed over for another
-        one that can answer it. What an engine has taken is never sent again.
+        one that can answer it. So is, once, one that died before it answered anything, where the
+        other lane has the same version: nobody has seen a byte, and an answer changes nothing.
         """
         failed: set[str] = set()
         while True:
@@ -114,9 +115,10 @@ class Sending:
             try:
                 sending = hold.transport.send("POST", path, body=encode(document), headers=headers)
                 return await self._client.or_gone(sending, timeout, _discard)
-            except EngineUnavailable:
+            except (EngineUnavailable, *LOST) as error:
                 self.release()
-                if hold.lane in failed or not self._another_way(hold):
+                refused = isinstance(error, EngineUnavailable)
+                if hold.lane in failed or not self._another_way(hold, refused):
                     raise
                 failed.add(hold.lane)
 
@@ -142,8 +144,11 @@ class Sending:
             self._ways = now
             return await self._held(failed)
 
-    def _another_way(self, hold: Hold) -> bool:
-        return hold.lane == MERGED or self._ways.merged is not None
+    def _another_way(self, hold: Hold, refused: bool) -> bool:
+        if hold.lane != MERGED:
+            return self._ways.merged is not None
+        # Its own engine comes back; what may have killed it does not get it a second time.
+        return refused or self._ways.shared is not None
 
 
 def _discard(response: aiohttp.ClientResponse) -> None:
