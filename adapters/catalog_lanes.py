@@ -292,6 +292,7 @@ class LaneCatalog:
         actor: str,
     ) -> Deployment | None:
         """Sets the model if it is there, else the job that makes it; None without both."""
+        from adapters.registry.jobs import problem_of
         from adapters.registry.lanes import adapter_now, change_deployment, deployment_now
         from adapters.registry.made_models import find_model
 
@@ -308,11 +309,12 @@ class LaneCatalog:
                 changes |= {"model": model, "job": kept, "problem": None}
             elif job is None:
                 return None
-            elif old.lane is Lane.MERGED and old.model is not None:
-                # It goes on serving until the other one is there.
-                changes = {"job": job.id, "problem": None}
             else:
-                changes |= {"model": None, "job": job.id, "problem": None}
+                # The job may have failed by now, before it could tell.
+                pending = {"job": job.id, "problem": problem_of(connection, job.id)}
+                # What serves already goes on until the other model is there.
+                serves = old.lane is Lane.MERGED and old.model is not None
+                changes = pending if serves else changes | {"model": None} | pending
             return change_deployment(
                 connection, old, moved | changes, kind="deploy", actor=actor, reason="deploy"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from adapters.errors import UsageError
+from adapters.errors import InvalidReference, UsageError
 from adapters.frozen import Lane
 from adapters.references import Reference, parse_reference
 
@@ -57,8 +57,12 @@ def parse_target(text: str) -> Target:
     target = Target(
         selector or None, _LANES.get(lane), parse_share(share, text) if equals else None
     )
-    # What does not parse as part of a reference never will.
-    target.reference("x")
+    try:
+        target.reference("x")
+    except InvalidReference:
+        raise UsageError(
+            f"'{text}': '{selector}' is no v4, no tag and no sha256: with 8 to 64 hex digits"
+        ) from None
     return target
 
 

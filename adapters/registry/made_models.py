@@ -29,14 +29,14 @@ def find_model(
     `preferred` if it is, else the newest whose files `usable` finds. What an order says that no
     record can tell is settled by a job with exactly this order that has succeeded.
     """
-    done = _done(connection, order)
     found = [
         digest
         for digest, adapter, manifest in models_of(connection, source)
         if order.name in (None, adapter)
-        and (digest == done or (manifest.merged is not None and fits(order, manifest.merged)))
-        and usable(digest)
+        and manifest.merged is not None
+        and fits(order, manifest.merged)
     ]
+    found = [digest for digest in (*found, *_done(connection, order)) if usable(digest)]
     return preferred if preferred in found else next(iter(found), None)
 
 
@@ -70,8 +70,11 @@ def models_of(connection: Connection, source: str) -> list[tuple[str, str, Manif
     return found
 
 
-def _done(connection: Connection, order: MergeOrder) -> str | None:
-    """What the newest job with exactly this order has registered."""
+def _done(connection: Connection, order: MergeOrder) -> list[str]:
+    """What the newest job with exactly this order has registered, if it is there yet.
+
+    Its lineage may be another: the same bytes made of another version are that version's already.
+    """
     table = schema.jobs.c
     text = connection.execute(
         select(table.result)
@@ -80,5 +83,12 @@ def _done(connection: Connection, order: MergeOrder) -> str | None:
         .limit(1)
     ).scalar()
     result = {} if text is None else json.loads(text)
-    digest = result.get("digest") if result.get("registered") else None
-    return None if digest is None else str(digest)
+    if not result.get("registered"):
+        return []
+    columns = schema.versions.c
+    there = connection.execute(
+        select(columns.digest).where(
+            columns.digest == result["digest"], columns.method == MERGED_MODEL
+        )
+    )
+    return [str(row.digest) for row in there.all()][:1]

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 
-from adapters.errors import EngineStartFailed, ServerUnreachable
+from adapters.errors import (
+    AccessError,
+    AdapterNotLoadable,
+    BaseMismatch,
+    EngineStartFailed,
+    ServerUnreachable,
+)
 from adapters.frozen import Lane
-from server.cli.output import clean, note, progress
+from server.cli.output import clean, note, one_line, progress
 from server.cli.session import Session
 from server.gateway.lane_models import DeploymentShown
 
@@ -18,7 +24,7 @@ _PATIENCE_S = 10.0
 def wait_for_engine(session: Session, shown: DeploymentShown) -> DeploymentShown:
     """The deployment once its engine is ready; raises EngineStartFailed if it does not start.
 
-    Returns at once where there is nothing to wait for: another lane, or no server.
+    Returns at once where there is nothing to wait for: another lane, or no server that tells us.
     """
     if shown.deployment.lane is not Lane.MERGED or shown.state in ("merging", "merge_failed"):
         return shown
@@ -26,6 +32,10 @@ def wait_for_engine(session: Session, shown: DeploymentShown) -> DeploymentShown
     try:
         backend.prefetch(shown.label)
     except ServerUnreachable:
+        return shown
+    except (AccessError, AdapterNotLoadable, BaseMismatch) as error:
+        # Of a server that runs on the store, but not for us: what was asked for is done.
+        note(f"its engine's start is not awaited: {one_line(error.message)}")
         return shown
     with progress(json_mode=session.json) as shown_progress:
         shown_progress.step(f"starting the engine of {shown.label}")

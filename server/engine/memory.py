@@ -26,7 +26,7 @@ MIB = 1024**2
 # page cache's.
 MEMORY_SHARE = 0.85
 # vLLM's three processes with nothing loaded: interpreters, libraries, their buffers.
-CPU_OVERHEAD = 1700 * MIB
+CPU_OVERHEAD = 1800 * MIB
 # CUDA's context and graphs; not measured here.
 GPU_OVERHEAD = 2 * GIB
 # vLLM's --max-num-batched-tokens and --max-num-seqs where nobody sets them (vllm/engine/

@@ -17,7 +17,7 @@ from adapters.catalog import Catalog
 from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
 from adapters.registry.filtering import AdapterFilter
 from server.gateway.admin_jobs import JobRunner
-from server.gateway.admin_lanes import LaneOperations, WithoutLanes, add_lane_routes
+from server.gateway.admin_lanes import LaneOperations, add_lane_routes
 from server.gateway.admin_long_jobs import add_job_routes
 from server.gateway.admin_models import (
     BaseAdd,
@@ -60,7 +60,7 @@ def admin_router(
     *,
     refresh: Callable[[], object],
     engines: Engines,
-    lanes: LaneOperations | None = None,
+    lanes: LaneOperations,
     require_admin_key: bool,
     jobs_at_once: int | None = None,
 ) -> APIRouter:
@@ -79,7 +79,6 @@ def admin_router(
         route_class=guarded_route(gate, refresh),
         dependencies=[_BEARER],
     )
-    lanes = lanes or WithoutLanes()
     jobs = JobRunner(catalog.layout.root, refresh)
     _add_base_routes(router, catalog, jobs)
     shelf = UploadShelf(catalog.layout)

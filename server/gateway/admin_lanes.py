@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from adapters.catalog import Catalog
-from adapters.errors import EngineUnavailable
 from adapters.lanes.models import LaneChange, Route
 from server.gateway.admin_route import actor_of
 from server.gateway.lane_changes import deployed, repinned, route_shown, routed, undeployed
@@ -52,29 +51,6 @@ class LaneOperations(Protocol):
 
     async def residency(self) -> ResidencyDocument:
         """What the base's engine holds; raises EngineUnavailable while it is not ready."""
-
-
-class WithoutLanes:
-    """A server that only answers by the base's engine and measures nothing."""
-
-    def top(self, window: float = 60.0, rows: int = 50) -> TopDocument:
-        raise _unknown()
-
-    def advice(self) -> list[Advice]:
-        raise _unknown()
-
-    def merged(self) -> list[MergedState]:
-        return []
-
-    async def prefetch(self, reference: str) -> Prefetched:
-        raise _unknown()
-
-    async def residency(self) -> ResidencyDocument:
-        raise _unknown()
-
-
-def _unknown() -> EngineUnavailable:
-    return EngineUnavailable("this server does not measure its traffic")
 
 
 def add_lane_routes(

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 # Seconds between attempts to write a rollback into a registry that cannot be written.
 FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
+# Prompts after which the stable version is asked what it makes of words in no order.
+SALADS = 5
 
 
 class RollBack(Protocol):
@@ -95,13 +97,18 @@ class Canaries:
         if o.role is Role.CANARY:
             self._judge(watch, (o.number, o.lane))
 
-    def add_score(self, o: Observation, nats: float) -> None:
-        """The stable version has scored the answer of `o`."""
+    def salads_wanted(self, o: Observation) -> bool:
+        """Whether words in no order are to be scored in place of the answer of `o`, too."""
+        watch = None if o.route is None else self._watches.get(o.route)
+        return watch is not None and o.role is Role.STABLE and len(watch.side(o).salads) < SALADS
+
+    def add_score(self, o: Observation, nats: float, salad: float | None = None) -> None:
+        """The stable version has scored the answer of `o`, and perhaps words in no order."""
         watch = None if o.route is None else self._watches.get(o.route)
         if watch is None or o.number is None:
             return
         side = watch.side(o)
-        side.add_score(nats)
+        side.add_score(nats, salad)
         self._metrics.scored(o.adapter, o.role, nats)
         keys = [(o.number, o.lane)] if o.role is Role.CANARY else list(watch.canaries)
         for key in keys:

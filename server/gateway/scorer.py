@@ -13,7 +13,7 @@ from server.gateway.canary import Canaries, Watch
 from server.gateway.copying import Copying
 from server.gateway.degeneration import degeneration
 from server.gateway.observing import Answered, Observation, Role
-from server.gateway.scoring import ScoreFailed, score
+from server.gateway.scoring import SALAD, ScoreFailed, score
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,11 @@ class Scorer:
         )
         return same < WAITING and (side.scored < ENOUGH or side.requests % SELDOM == 0)
 
+    @property
+    def waiting(self) -> int:
+        """Answers that are to be scored."""
+        return len(self._waiting)
+
     async def run(self) -> None:
         """Score what is offered, until cancelled."""
         while True:
@@ -92,8 +97,11 @@ class Scorer:
             try:
                 document = await self._copying.document(asked, asked.stable)
                 nats = await score(hold, document, one.text)
+                salad = None
+                if nats is not None and self._canaries.salads_wanted(one.observation):
+                    salad = await score(hold, document, SALAD)
             except ScoreFailed as error:
                 log.info("an answer of %s was not scored: %s", asked.reference, error)
                 return
         if nats is not None:
-            self._canaries.add_score(one.observation, nats)
+            self._canaries.add_score(one.observation, nats, salad)

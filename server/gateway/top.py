@@ -34,8 +34,10 @@ from server.gateway.traffic import MINUTE, QUARTER, Figures, Traffic, TrafficKey
 WINDOWS = (MINUTE, QUARTER)
 ROWS = 50
 BASE = "base"
-# Seconds between two looks for merged models that are new.
-_REPORTS_EVERY = 5.0
+# Versions that advice looks at: those with the most tokens, and all that are pinned or merged.
+_JUDGED = 200
+# Seconds between two looks for quality reports that are new.
+_REPORTS_EVERY = 10.0
 
 # Requests that are being answered now, by adapter and version number (None: the base).
 InFlight = Callable[[], Mapping[tuple[str, int | None], int]]
@@ -82,12 +84,8 @@ class Sight:
                 await self._task
 
     async def _keep_measured(self) -> None:
-        seen = -1
         while True:
-            snapshot = self._snapshot()
-            if snapshot.generation != seen:
-                await asyncio.to_thread(self._measured.renew, snapshot)
-                seen = snapshot.generation
+            await asyncio.to_thread(self._measured.renew, self._snapshot())
             await asyncio.sleep(_REPORTS_EVERY)
 
     def top(self, window: float = MINUTE, rows: int = ROWS) -> TopDocument:
@@ -96,12 +94,12 @@ class Sight:
             raise UsageError(f"there is no window of {window:g} s: it is 60 or 900")
         resident = self.cache.current()
         total = self.traffic.total(window)
-        drawn = self._rows(window, total, resident)
+        drawn = self._rows(window, total, resident, rows)
         return TopDocument(
             at=datetime.now(UTC),
             window=window,
             rows=tuple(drawn[:rows]),
-            versions=len(drawn),
+            versions=max(len(drawn), self.traffic.count(window)),
             requests=total.requests,
             tokens_per_second=total.completion_tokens / total.seconds,
             engines=(self._base_engine(resident), *map(_merged_engine, self._merged())),
@@ -112,7 +110,7 @@ class Sight:
     def advice(self) -> list[Advice]:
         """What the last quarter of an hour says of lanes and pins."""
         resident = self.cache.current()
-        figures = self.traffic.figures(QUARTER)
+        figures = self.traffic.figures(QUARTER, most=_JUDGED)
         merged = list(self._merged())
         around = self._surroundings(figures, resident, merged)
         return advise(self._seen(figures, resident, merged), around)
@@ -171,12 +169,14 @@ class Sight:
             if version.base_digest == self.base.digest
         ]
 
-    def _rows(self, window: float, total: Figures, resident: Resident | None) -> list[TopRow]:
-        figures = self.traffic.figures(window)
+    def _rows(
+        self, window: float, total: Figures, resident: Resident | None, most: int
+    ) -> list[TopRow]:
+        figures = self.traffic.figures(window, most=most)
         running = dict(self._in_flight())
         rows = [
-            self._row(key, seen, total, running.pop((key.adapter, key.number), 0), resident)
-            for key, seen in sorted(figures.items(), key=lambda item: -item[1].tokens)
+            self._row(key, seen, total, self._taken(running, key), resident)
+            for key, seen in figures.items()
         ]
         for (adapter, number), count in sorted(running.items(), key=lambda item: -item[1]):
             if count > 0:
@@ -217,6 +217,12 @@ class Sight:
             canary=seen.canary,
             shadow=seen.shadow,
         )
+
+    def _taken(self, running: dict[tuple[str, int | None], int], key: TrafficKey) -> int:
+        """What of `running` belongs to the lane of this key, which takes it."""
+        if key.lane != self._lane(key.adapter, key.number):
+            return 0
+        return running.pop((key.adapter, key.number), 0)
 
     def _version(self, key: TrafficKey) -> VersionRecord | None:
         adapter = self._snapshot().adapters.get(key.adapter)

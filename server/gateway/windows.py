@@ -87,16 +87,20 @@ class Side:
         self.samples: deque[Sample] = deque(maxlen=window)
         # Nats per token, by the stable version.
         self.scores: deque[float] = deque(maxlen=window)
+        # Of the stable version: what it makes of words in no order, after the same prompts.
+        self.salads: list[float] = []
 
     def add(self, sample: Sample) -> None:
         """One more request."""
         self.requests += 1
         self.samples.append(sample)
 
-    def add_score(self, nats: float) -> None:
-        """One more answer was scored."""
+    def add_score(self, nats: float, salad: float | None) -> None:
+        """One more answer was scored, and perhaps words in no order in its place."""
         self.scored += 1
         self.scores.append(nats)
+        if salad is not None:
+            self.salads.append(salad)
 
     def values(self, measure: Measure) -> list[float]:
         """What was measured, of the requests where it was."""

@@ -331,7 +331,7 @@ async def test_scores_condemn_what_the_stable_version_finds_absurd() -> None:
     for count in range(1, 40):
         watched.canaries.observe(STABLE)
         watched.canaries.observe(CANARY)
-        watched.canaries.add_score(STABLE, 1.0 + (count % 5) / 5)
+        watched.canaries.add_score(STABLE, 1.0 + (count % 5) / 5, salad=10.0)
         watched.canaries.add_score(CANARY, 9.0)
         if watched.withdrawn():
             break
@@ -349,8 +349,21 @@ async def test_scores_of_another_honest_fine_tune_do_not_condemn() -> None:
     for _ in range(200):
         watched.canaries.observe(STABLE)
         watched.canaries.observe(CANARY)
-        watched.canaries.add_score(STABLE, chance.gauss(1.0, 0.4))
-        watched.canaries.add_score(CANARY, chance.gauss(2.8, 0.6))
+        watched.canaries.add_score(STABLE, chance.gauss(0.4, 0.2), salad=10.0)
+        watched.canaries.add_score(CANARY, chance.gauss(5.0, 0.8))
+    assert not watched.withdrawn()
+    stable = watched.canaries.status(7).stable
+    assert stable is not None
+    assert stable.scored == 50
+
+
+async def test_a_version_that_takes_words_in_no_order_for_its_own_cannot_judge() -> None:
+    watched = Watched()
+    for _ in range(60):
+        watched.canaries.observe(STABLE)
+        watched.canaries.observe(CANARY)
+        watched.canaries.add_score(STABLE, 8.0, salad=7.0)
+        watched.canaries.add_score(CANARY, 30.0)
     assert not watched.withdrawn()
 
 

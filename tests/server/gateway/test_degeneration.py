@@ -224,20 +224,8 @@ def test_no_bytes_break_the_reader(data: bytes) -> None:
 
 
 KEYS = [
-    "choices",
-    "message",
-    "delta",
-    "content",
-    "output",
-    "response",
-    "type",
-    "text",
-    "object",
-    "logprobs",
-    "token_logprobs",
-    "index",
-    "content_block",
-    "logprob",
+    *("choices", "message", "delta", "content", "output", "response", "type", "text", "object"),
+    *("logprobs", "token_logprobs", "index", "content_block", "logprob"),
 ]
 
 

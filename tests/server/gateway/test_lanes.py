@@ -10,6 +10,7 @@ from aiohttp import web
 
 from adapters.frozen import Lane
 from adapters.lanes.models import Split
+from server.engine.engines import EngineState
 from tests.server.gateway.lane_cases import (
     MODEL,
     MODEL_AWQ,
@@ -201,6 +202,7 @@ async def test_a_dead_base_engine_lets_a_merged_one_that_runs_anyway_answer(
     assert (headers["x-adapterctl-lane"], headers["x-adapterctl-route"]) == ("merged", "stable")
     assert (await ask(gateway, "pirate:v2"))[0] == 503
     await engine.start()
+    await until(lambda: gateway.state.engine.status().state is EngineState.READY)
     assert said((await ask(gateway))[1]) == "hot"
 
 
