@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapters.catalog_bases import BaseCatalog
 from adapters.catalog_jobs import JobCatalog
+from adapters.catalog_lanes import LaneCatalog
 from adapters.catalog_models import ModelCatalog
 from adapters.compositions import Part, Recipe
 from adapters.errors import (
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _CHANGES_KEPT = 10_000
 
 
-class Catalog(BaseCatalog, JobCatalog, ModelCatalog):
+class Catalog(BaseCatalog, JobCatalog, ModelCatalog, LaneCatalog):
     """One store. Any thread may use it; every method raises AdapterctlError subclasses only."""
 
     def __init__(self, root: Path, *, intake: IntakeProtocol | None = None):

@@ -116,6 +116,19 @@ class ServeSettings(Frozen):
         False,
         description="Let requests bring a `chat_template`: a program that the engine then runs.",
     )
+    canary_scores: bool = Field(
+        True,
+        description="Have the stable version score some answers of watched routes: finds nonsense.",
+    )
+    shadow_queue: int = Field(
+        64, ge=1, le=10_000, description="Copies for shadows that wait at most; more are dropped."
+    )
+    shadow_busiest: int = Field(
+        2, ge=0, description="Requests that an engine may have while it is sent a copy."
+    )
+    shadow_deadline: Seconds = Field(
+        60, description="Seconds a copy waits at most, and those it then may take."
+    )
     jobs_at_once: int = Field(
         1, ge=1, le=64, description="Jobs (merges and the like) that run at the same time."
     )

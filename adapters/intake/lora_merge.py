@@ -298,7 +298,8 @@ def _product(found: Halves, scale: float, magnitude: LazyTensor | None) -> Edit:
     # DoRA's norms of a turned weight run over all its rows.
     by_rows = None if turned and magnitude is not None else partial(_changed_rows, turned, scale)
     change = partial(_changed, turned, scale)
-    return Edit(name, shape, inputs, change, name, found.spec.name, by_rows)
+    added = None if turned or magnitude is not None else scale
+    return Edit(name, shape, inputs, change, name, found.spec.name, by_rows, added)
 
 
 def _changed(

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Up to this rank BLAS sums a product before it adds it to what is there, as `_add_rows` does.
+_SUMMED_FIRST = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """One parameter of the base becomes another.
@@ -32,6 +36,9 @@ class Edit:
 
     `by_rows(rows, old, *inputs)` gives the same for a slice of the parameter's first axis alone,
     `old` being those rows, so that a merge need not hold the whole; None: only the whole will do.
+
+    `added` not None: it is old + added·b·a, bit by bit as addmm computes it, and `inputs` are
+    (a, b), so that a merge need not go the long way.
     """
 
     parameter: str
@@ -41,6 +48,7 @@ class Edit:
     reads: str | None
     module: str
     by_rows: Callable[..., torch.Tensor] | None = None
+    added: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,7 @@ def _edit(pair: LoraPair) -> Edit:
         reads=name,
         module=spec.name,
         by_rows=partial(_add_rows, spec.kind != "linear"),
+        added=1.0 if spec.kind == "linear" and pair.rank <= _SUMMED_FIRST else None,
     )
 
 

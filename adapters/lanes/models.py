@@ -8,6 +8,10 @@ from typing import Literal
 from pydantic import Field
 
 from adapters.frozen import Frozen, Lane
+from adapters.jobs.models import JobRecord
+
+# The method of versions that a merge made: nothing has to be made of them to serve them merged.
+MERGED_MODEL = "merged-model"
 
 # What the same target is chosen by: each request by itself, or all requests of one user alike.
 Sticky = Literal["request", "user"]
@@ -29,10 +33,19 @@ class Deployment(Frozen):
     requantize: str = "none"
     # The job that makes `model`.
     job: str | None = None
+    # Why that job made none; None as long as it may.
+    problem: str | None = None
     # Hot: stays in one of the engine's slots. Merged: its engine is not stopped for being idle.
     pinned: bool = False
     at: datetime
     actor: str
+
+
+class Deployed(Frozen):
+    """What `deploy` answers; `job` makes the merged model, if one has to be made."""
+
+    deployment: Deployment
+    job: JobRecord | None = None
 
 
 class Split(Frozen):
@@ -46,6 +59,8 @@ class Split(Frozen):
     lane: Lane | None = None
     share: float = Field(ge=0, le=1)
     header: tuple[str, str] | None = None
+    # To whatever version the tag means, on another lane: `number` moves with the tag.
+    follows: bool = False
 
 
 class Shadow(Frozen):
@@ -54,6 +69,8 @@ class Shadow(Frozen):
     number: int
     lane: Lane | None = None
     share: float = Field(gt=0, le=1)
+    # As in Split.
+    follows: bool = False
 
 
 class Limits(Frozen):

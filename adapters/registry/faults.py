@@ -28,6 +28,18 @@ def registry_errors(root: Path) -> Iterator[None]:
         raise registry_error(root, error) from error
 
 
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """A value that this code never writes (a hand-edited database) is damage, not a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreDamaged(
+            f"the registry's {what} hold a value that cannot be read ({error}): put back a copy of "
+            "registry.db (see docs/store.md)"
+        ) from error
+
+
 def registry_error(root: Path, error: BaseException | None) -> StoreError:  # noqa: PLR0911
     """The StoreError for a sqlite3 error met on the registry of the store at `root`."""
     # The low byte is the primary code; the rest says where SQLite met it.

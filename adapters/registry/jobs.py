@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 
 from adapters.jobs.models import JobError, JobState
 from adapters.jobs.orders import EvaluateOrder, MergeOrder
-from adapters.registry import schema
+from adapters.registry import lanes, schema
 from adapters.registry.rows import now
 
 # Crockford's base 32: no letters that look like digits, and in the order of ASCII.
@@ -91,6 +91,7 @@ def queue_again(connection: Connection, job_id: str) -> None:
             error=None,
         )
     )
+    lanes.job_goes_on(connection, job_id)
 
 
 def claim_turn(
@@ -146,6 +147,38 @@ def finish_job(
             error=None if error is None else error.model_dump_json(),
         )
     )
+    _tell_deployments(connection, job_id, state, result, error)
+
+
+def problem_of(connection: Connection, job_id: str) -> str | None:
+    """Why an ended job made nothing, in words; None of one that may yet, or that succeeded."""
+    columns = schema.jobs.c
+    row = connection.execute(select(columns.state, columns.error).where(_is(job_id))).first()
+    if row is None or row.state in (*_ACTIVE, JobState.SUCCEEDED):
+        return None
+    error = None if row.error is None else JobError.model_validate_json(row.error)
+    return _problem(JobState(row.state), error)
+
+
+def _problem(state: JobState, error: JobError | None) -> str:
+    return str(state) if error is None else f"{state}: {error.message}"
+
+
+def _tell_deployments(
+    connection: Connection,
+    job_id: str,
+    state: JobState,
+    result: dict[str, Any] | None,
+    error: JobError | None,
+) -> None:
+    """Those that wait for the job's model get it in the transaction that ends the job.
+
+    So a job that is killed before, and resumed, tells them then.
+    """
+    made = result if state is JobState.SUCCEEDED and result and result.get("registered") else None
+    model = None if made is None else str(made["digest"])
+    problem = None if model is not None else _problem(state, error)
+    lanes.job_ended(connection, job_id, model=model, problem=problem)
 
 
 def remove_job(connection: Connection, job_id: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapters.errors import StoreError
+from adapters.lanes.models import MERGED_MODEL
 from adapters.models import Manifest, Registered
 from adapters.references import check_name, check_tag
 from adapters.registry.intake_port import OnStep
@@ -27,7 +28,7 @@ from adapters.store.publish import stage
 if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
-METHOD = "merged-model"
+METHOD = MERGED_MODEL
 
 # Two file systems, or one without hard links.
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES}

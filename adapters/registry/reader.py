@@ -15,6 +15,7 @@ from typing import Any
 
 from adapters.errors import StoreDamaged, StoreTooNew
 from adapters.frozen import Lane
+from adapters.lanes.models import Deployment, Route
 from adapters.models import (
     AdapterRecord,
     BaseDescriptor,
@@ -23,7 +24,8 @@ from adapters.models import (
     TagChange,
     VersionRecord,
 )
-from adapters.registry.faults import BUSY_TIMEOUT_S, registry_errors
+from adapters.registry import lane_reader
+from adapters.registry.faults import BUSY_TIMEOUT_S, parsing, registry_errors
 from adapters.registry.revisions import HEAD, REVISIONS
 
 _VERSIONS = """
@@ -130,7 +132,7 @@ def load_bases(
     connection: sqlite3.Connection, names: Iterable[str] | None = None
 ) -> dict[str, BaseRecord]:
     """The bases by name: all of them, or those among `names` that exist."""
-    with _parsing("bases"):
+    with parsing("bases"):
         return {
             row[0]: BaseRecord.model_construct(
                 name=row[0],
@@ -148,7 +150,7 @@ def load_adapters(
 ) -> dict[str, AdapterRecord]:
     """The adapters by name, with versions and tags: all, or those among `names` that exist."""
     wanted = None if names is None else list(names)
-    with _without_cycle_collection(), _parsing("adapters"):
+    with _without_cycle_collection(), parsing("adapters"):
         return _load_adapters(connection, wanted)
 
 
@@ -162,6 +164,12 @@ def _load_adapters(
         versions.setdefault(row[0], {})[row[1]] = _version(row)
     for name, tag, number in _select(connection, _TAGS, "a.name", wanted, order="t.tag"):
         tags.setdefault(name, {})[tag] = number
+    deployments: dict[str, dict[int, Deployment]] = {}
+    routes: dict[str, dict[str, Route]] = {}
+    for row in _select(connection, lane_reader.DEPLOYMENTS, "a.name", wanted, order="v.number"):
+        deployments.setdefault(row[0], {})[row[1]] = lane_reader.deployment(row)
+    for row in _select(connection, lane_reader.ROUTES, "a.name", wanted, order="r.tag"):
+        routes.setdefault(row[0], {})[row[1]] = lane_reader.route(row)
     # model_construct: what we wrote ourselves needs no validation, and 10,000 times it shows.
     return {
         name: AdapterRecord.model_construct(
@@ -169,6 +177,8 @@ def _load_adapters(
             default_tag=default_tag,
             versions=versions.get(name, {}),
             tags=tags.get(name, {}),
+            deployments=deployments.get(name, {}),
+            routes=routes.get(name, {}),
         )
         for name, default_tag in heads
     }
@@ -226,7 +236,7 @@ def load_history(connection: sqlite3.Connection, name: str) -> list[TagChange]:
         "SELECT tag, old, new, at, actor, reason FROM tag_history WHERE adapter = ? ORDER BY id",
         (name,),
     )
-    with _parsing("history"):
+    with parsing("history"):
         return [
             TagChange(
                 tag=tag,
@@ -289,7 +299,7 @@ def _version(row: tuple[Any, ...]) -> VersionRecord:
 
 
 def _key(row: tuple[str, str, str, str, str | None]) -> KeyRecord:
-    with _parsing("keys"):
+    with parsing("keys"):
         return KeyRecord(
             id=row[0],
             label=row[1],
@@ -317,18 +327,6 @@ def _select(
         marks = ",".join("?" * len(piece))
         rows += connection.execute(f"{query} WHERE {column} IN ({marks}){ordering}", piece)
     return rows
-
-
-@contextmanager
-def _parsing(what: str) -> Iterator[None]:
-    """A value that this code never writes (a hand-edited database) is damage, not a traceback."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError) as error:
-        raise StoreDamaged(
-            f"the registry's {what} hold a value that cannot be read ({error}): put back a copy of "
-            "registry.db (see docs/store.md)"
-        ) from error
 
 
 @contextmanager

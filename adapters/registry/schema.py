@@ -144,3 +144,54 @@ jobs = Table(
     Column("error", Text),  # {"code", "message"}
     Index("ix_jobs_state", "state"),
 )
+
+# How a version is served, where somebody has said so.
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("version_id", ForeignKey("versions.id"), primary_key=True),
+    Column("lane", String),  # NULL: taken out of service
+    Column("model", String),  # the digest of a merged model, which any adapter may have
+    Column("requantize", String, nullable=False),
+    Column("job", String),  # the id of the job that makes the model; the job may be gone
+    Column("problem", Text),  # why it made none
+    Column("pinned", Integer, nullable=False),  # 1: stays loaded
+    Column("at", String, nullable=False),
+    Column("actor", String, nullable=False),
+    CheckConstraint("lane IN ('hot', 'merged')", name="lane"),
+    Index("ix_deployments_model", "model"),
+    Index("ix_deployments_job", "job"),
+)
+
+# Where a part of a tag's requests goes. AUTOINCREMENT: an id never means another route later.
+routes = Table(
+    "routes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
+    Column("tag", String, nullable=False),
+    Column("splits", Text, nullable=False),  # list of Split as JSON
+    Column("shadows", Text, nullable=False),  # list of Shadow as JSON
+    Column("sticky", String, nullable=False),
+    Column("limits", Text),  # Limits as JSON; NULL: nobody watches
+    Column("at", String, nullable=False),
+    Column("actor", String, nullable=False),
+    UniqueConstraint("adapter_id", "tag", name="uq_routes_adapter_tag"),
+    sqlite_autoincrement=True,
+)
+
+# Append only and by name, as tag_history.
+lane_history = Table(
+    "lane_history",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("old", Text),
+    Column("new", Text),
+    Column("at", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Index("ix_lane_history_adapter", "adapter"),
+)

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from adapters.errors import Conflict, TagNotFound, VersionNotFound
 from adapters.models import TagChange
-from adapters.registry import schema
+from adapters.registry import lanes, schema
 from adapters.registry.rows import (
     AdapterRow,
     VersionRow,
@@ -53,6 +53,7 @@ def move_tag(
         .values(row)
         .on_conflict_do_update(index_elements=["adapter_id", "tag"], set_=row)
     )
+    lanes.tag_moved(connection, adapter, tag, version.number, actor=actor)
     return record(connection, adapter, tag, old, version.number, actor=actor, reason=reason)
 
 
@@ -68,6 +69,7 @@ def drop_tag(
     connection.execute(
         delete(schema.tags).where(schema.tags.c.adapter_id == adapter.id, schema.tags.c.tag == tag)
     )
+    lanes.tag_moved(connection, adapter, tag, None, actor=actor)
     return record(connection, adapter, tag, values[tag], None, actor=actor, reason=reason)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, delete, insert
+from sqlalchemy import Connection, CursorResult, delete, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from adapters.errors import AlreadyExists, InUse
 from adapters.models import Manifest
 from adapters.references import Reference
-from adapters.registry import schema
+from adapters.registry import lanes, schema
 from adapters.registry.rows import (
     AdapterRow,
     VersionRow,
@@ -101,6 +101,7 @@ def remove(
         if not force:
             _refuse_tags(str(ref), others)
             _refuse_held(str(ref), doomed, held)
+            _refuse_served(connection, str(ref), adapter, doomed)
         _remove_adapter(connection, adapter, doomed, actor)
         return [f"{adapter.name}:v{version.number}" for version in doomed] + [adapter.name]
     version = select_version(connection, adapter, ref)
@@ -110,6 +111,7 @@ def remove(
     if not force:
         _refuse_tags(label, pointing)
         _refuse_held(label, [version], held)
+        _refuse_served(connection, label, adapter, [version])
     if len(all_versions(connection, adapter)) == 1:
         _remove_adapter(connection, adapter, [version], actor)
         return [label, adapter.name]
@@ -157,7 +159,7 @@ def _remove_adapter(
     for tag in tag_values(connection, adapter):
         drop_tag(connection, adapter, tag, actor=actor, reason=ADAPTER_REMOVED)
     for version in versions:
-        _delete_version(connection, version)
+        _delete_version(connection, adapter, version, actor)
     connection.execute(delete(schema.adapters).where(schema.adapters.c.id == adapter.id))
     note_change(connection, adapter.name)
 
@@ -177,7 +179,7 @@ def _remove_version(
             v for v in reversed(all_versions(connection, adapter)) if v.number != version.number
         )
         move_tag(connection, adapter, LATEST, heir, actor=actor, reason=VERSION_REMOVED)
-    _delete_version(connection, version)
+    _delete_version(connection, adapter, version, actor)
     note_change(connection, adapter.name)
 
 
@@ -187,8 +189,21 @@ def _new_id(result: CursorResult[Any]) -> int:
     return int(key[0])
 
 
-def _delete_version(connection: Connection, version: VersionRow) -> None:
+def _delete_version(
+    connection: Connection, adapter: AdapterRow, version: VersionRow, actor: str
+) -> None:
+    lanes.version_goes(connection, adapter.name, version.number, actor=actor)
     connection.execute(delete(schema.versions).where(schema.versions.c.id == version.id))
+    if not _has_content(connection, version.digest):
+        label = f"{adapter.name}:v{version.number}"
+        lanes.model_goes(connection, version.digest, label, actor=actor)
+
+
+def _has_content(connection: Connection, digest: str, *, besides: Collection[int] = ()) -> bool:
+    """Whether a version has that digest, those with the ids `besides` aside."""
+    table = schema.versions.c
+    query = select(table.id).where(table.digest == digest, table.id.not_in(besides)).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def _refuse_tags(label: str, tags: list[str]) -> None:
@@ -206,4 +221,21 @@ def _refuse_held(label: str, versions: list[VersionRow], held: dict[str, set[str
         raise InUse(
             f"'{label}' is in use by engine {', '.join(engines)}: stop it first, or use --force "
             "(its files stay until the engine has ended)"
+        )
+
+
+def _refuse_served(
+    connection: Connection, label: str, adapter: AdapterRow, versions: list[VersionRow]
+) -> None:
+    """Refuses what a deployment or a route counts on, unless that goes with it."""
+    uses = lanes.uses(connection, adapter.name, {version.number for version in versions})
+    doomed = {version.id for version in versions}
+    for version in versions:
+        if not _has_content(connection, version.digest, besides=doomed):
+            users = lanes.users_of_model(connection, version.digest)
+            uses += [f"{user} is served by it" for user in users]
+    if uses:
+        raise InUse(
+            f"'{label}' is in use: {'; '.join(uses[:5])}; end that first with `adapterctl "
+            "undeploy` or `adapterctl route --clear`, or use --force"
         )

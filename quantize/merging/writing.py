@@ -24,6 +24,7 @@ from adapters.intake import tensors
 from adapters.intake.lora import load_finite
 from adapters.intake.merging import Edit, carried_out
 from adapters.store.durable import fsync_directory, fsync_file
+from quantize.merging.adding import is_added, write_added
 from quantize.merging.layout import Places, Shard, Slot
 from quantize.merging.measuring import Measured, Sums
 from quantize.merging.reading import grid, opened, read_whole
@@ -211,6 +212,17 @@ def _by_hand(source: int, out: int, at: int, target: int, count: int) -> int | N
 def _write_values(
     slot: Slot, out: int, at: int, places: Places, advance: Advance
 ) -> Measured | None:
+    def put(data: memoryview) -> None:
+        nonlocal at
+        _write(out, data, at)
+        at += len(data)
+        advance(len(data))
+
+    if is_added(slot):
+        measured = write_added(slot, put)
+        if measured is None:
+            raise _not_finite(slot)
+        return measured
     blocks = blocks_of(slot, places)
     rows, width = grid(slot.shape)
     step = block_rows(width)
@@ -222,10 +234,7 @@ def _write_values(
         rounded = values.to(dtype)
         if not sums.add(values, rounded, blocks.before(start, end)):
             raise _not_finite(slot)
-        data = tensors.raw_bytes(rounded)
-        _write(out, data, at)
-        at += len(data)
-        advance(len(data))
+        put(tensors.raw_bytes(rounded))
     return sums.result(slot.name) if slot.edits else None
 
 

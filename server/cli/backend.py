@@ -25,6 +25,7 @@ from adapters.models import (
 )
 from adapters.registry.filtering import EVERYTHING, AdapterFilter
 from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
+from server.cli.lane_backend import LaneBackend
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
 
 
@@ -44,7 +45,7 @@ class Watch:
     progress: Callable[[int, int], None] = _ignore_progress
 
 
-class Backend(Protocol):
+class Backend(LaneBackend, Protocol):
     """One store, here or behind a server."""
 
     def close(self) -> None:

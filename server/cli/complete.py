@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from adapters.errors import AdapterctlError
+from adapters.frozen import Lane
 from adapters.jobs.models import JobRecord
 from adapters.models import AdapterRecord, BaseRecord
 from server.cli.session import session_of
@@ -50,6 +51,17 @@ def references(
         for label in labels
         if f"{name}:{label}".startswith(incomplete)
     ]
+
+
+def route_targets(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Versions and tags of the adapter whose traffic is split."""
+    name = str(context.params.get("reference") or "").partition(":")[0]
+    found = [adapter for adapter in _adapters(context) if adapter.name == name]
+    labels = [label for adapter in found for label in (*_labels(adapter), *sorted(adapter.tags))]
+    targets = [*labels, *(f"{label}@{lane}" for label in labels for lane in Lane), "@merged"]
+    return [CompletionItem(f"{it}=") for it in targets if f"{it}=".startswith(incomplete)]
 
 
 def job_ids(

@@ -7,8 +7,9 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -19,6 +20,8 @@ from adapters.registry.heavy_import import interrupt_deferred
 from server.cli.backend import Backend
 from server.cli.output import Progress, emit_json, note, one_line, progress, say
 from server.cli.session import Session
+
+T = TypeVar("T")
 
 _INTERVAL_S = 0.2
 # After a cancel: longer than the job's own grace.
@@ -31,32 +34,49 @@ def run_order(session: Session, order: Order, *, detach: bool) -> JobRecord | No
     Raises the error that the job failed with, and KeyboardInterrupt for Ctrl-C. A rejected job is
     returned: what the gate says goes to stderr, and the exit code is 1.
     """
-    backend = session.backend()
-    job: JobRecord | None = None
-    interrupted = False
-    try:
-        # Ctrl-C between the start of the job and knowing its id would leave it to itself.
-        with nullcontext() if session.remote else interrupt_deferred():
-            job = backend.submit_job(order)
-    except KeyboardInterrupt:
-        if job is None:
-            raise
-        interrupted = True
-    if detach:
-        ended = None
-    else:
-        ended = _follow(backend, job, interrupted=interrupted, json_mode=session.json)
+    job, interrupted = begin(session, lambda backend: backend.submit_job(order))
+    ended = None if detach else follow(session, job, interrupted=interrupted)
     if ended is None:
         if session.json:
-            emit_json(job_document(backend.job(job.id)))
+            emit_json(job_document(session.backend().job(job.id)))
         else:
-            say(f"Job {job.id} goes on by itself: `adapterctl jobs show {job.id}` says how far")
-    elif ended.state is JobState.REJECTED and ended.error is not None:
+            say_detached(job)
+    return ended
+
+
+def begin(session: Session, order: Callable[[Backend], T]) -> tuple[T, bool]:
+    """What `order` returns, and whether Ctrl-C came meanwhile.
+
+    Between the start of a job and knowing its id it would leave the job to itself.
+    """
+    backend = session.backend()
+    begun: T | None = None
+    try:
+        with nullcontext() if session.remote else interrupt_deferred():
+            begun = order(backend)
+    except KeyboardInterrupt:
+        if begun is None:
+            raise
+        return begun, True
+    return begun, False
+
+
+def follow(session: Session, job: JobRecord, *, interrupted: bool = False) -> JobRecord | None:
+    """Shows the job's progress to its end; None if the user detached. Raises as run_order does."""
+    ended = _follow(session.backend(), job, interrupted=interrupted, json_mode=session.json)
+    if ended is None:
+        return None
+    if ended.state is JobState.REJECTED and ended.error is not None:
         note(f"adapterctl: {one_line(ended.error.message)}")
         session.exit_code = 1
     else:
         _check_success(ended)
     return ended
+
+
+def say_detached(job: JobRecord) -> None:
+    """That the job goes on."""
+    say(f"Job {job.id} goes on by itself: `adapterctl jobs show {job.id}` says how far")
 
 
 def job_document(job: JobRecord) -> dict[str, Any]:

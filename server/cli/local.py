@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,11 @@ from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.uri import local_path, public_form
 from adapters.store.layout import StoreLayout
 from server.cli.backend import Watch
+from server.cli.lane_local import LocalLanes, servers_on
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
 
 
-class LocalBackend:
+class LocalBackend(LocalLanes):
     """The store at `root`, opened at the first use."""
 
     def __init__(self, root: Path, *, actor: str | None = None) -> None:
@@ -206,22 +206,8 @@ class LocalBackend:
         return self._catalog.rm_job(job_id)
 
     def engines(self) -> Sequence[dict[str, Any]] | None:
-        from server.cli.remote import RemoteBackend
-        from server.cli.running import find_servers
-        from server.cli.session import KEY_VARIABLE
-
-        StoreLayout(self._root).check_marker()
-        servers = find_servers(self._root)
-        if not servers:
-            return None
-        engines: list[dict[str, Any]] = []
-        for running in servers:
-            remote = RemoteBackend(running.url, os.environ.get(KEY_VARIABLE) or None)
-            try:
-                engines.extend(remote.engines() or ())
-            finally:
-                remote.close()
-        return engines
+        found = [server.engines() for server in servers_on(self._root)]
+        return [engine for engines in found for engine in engines] if found else None
 
     def doctor(self) -> Sequence[Check]:
         from server.cli.doctor import examine

@@ -99,14 +99,19 @@ def lane_text(lane: str, *, approximate: bool) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns aligned by spaces, no borders; the last column is not padded."""
+    for line in table_lines(headers, rows):
+        say(line)
+
+
+def table_lines(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table, the first of them its headers."""
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [
         max(_width(row[column]) for row in [list(headers), *cells])
         for column in range(len(headers))
     ]
-    say(style(_line([h.upper() for h in headers], widths), bold=True))
-    for row in cells:
-        say(_line(row, widths))
+    head = style(_line([h.upper() for h in headers], widths), bold=True)
+    return [head, *(_line(row, widths) for row in cells)]
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> None:

@@ -38,6 +38,7 @@ from adapters.sources.policy import PRIVATE_VARIABLE, policy_from_environment
 from adapters.sources.uri import completed_source, local_path, scheme_of
 from server.cli.backend import Watch
 from server.cli.http import AdminConnection
+from server.cli.lane_remote import RemoteLanes
 from server.cli.packing import pack
 from server.gateway.admin_models import (
     Check,
@@ -53,7 +54,7 @@ from server.gateway.admin_models import (
 T = TypeVar("T")
 
 
-class RemoteBackend:
+class RemoteBackend(RemoteLanes):
     """One server. `key` is sent as the bearer token; None sends none."""
 
     def __init__(self, url: str, key: str | None) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
-
 from adapters.frozen import Lane
 from adapters.models import AdapterRecord, VersionRecord
+from server.engine.cgroups import machine_memory
 from server.settings import ServeSettings
 
 # The ranks vLLM 0.32 takes for --max-lora-rank (vllm/config/lora.py, MaxLoRARanks).
@@ -61,7 +60,7 @@ def plan_capacity(settings: ServeSettings, versions: list[VersionRecord]) -> Cap
     else:
         # In memory an adapter takes about what it takes on disk; 8 MiB where nothing is known.
         largest = max([version.size_bytes for version in versions], default=8 * 1024 * 1024)
-        affordable = int(psutil.virtual_memory().available * MEMORY_SHARE / max(largest, 1))
+        affordable = int(machine_memory().available * MEMORY_SHARE / max(largest, 1))
         resident = min(len(versions) + HEADROOM, affordable)
     return Capacity(
         slots=settings.slots,

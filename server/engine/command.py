@@ -38,11 +38,15 @@ def engine_command(
     capacity: Capacity,
     *,
     quantization: Quantization | None = None,
+    memory: MemoryPlan | None = None,
     engine_id: str,
     socket: Path,
     log: Path,
 ) -> EngineCommand:
-    """Build the command for one start; nothing is run and nothing is written."""
+    """Build the command for one start; nothing is run and nothing is written.
+
+    `memory` bounds it on a GPU whose size is known, which it shares with merged engines.
+    """
     lora = [
         "--enable-lora",
         "--max-loras", str(capacity.slots),
@@ -56,7 +60,8 @@ def engine_command(
     # vLLM asks its resolvers for unknown names only where runtime updating is on; the gateway
     # keeps its load and unload routes from clients.
     environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
-    return _command([*model, *lora, *settings.engine_arguments], environment, socket, log)
+    share = _device_share(settings, memory)
+    return _command([*model, *lora, *share, *settings.engine_arguments], environment, socket, log)
 
 
 def merged_command(
@@ -76,10 +81,11 @@ def merged_command(
     calls or reasoning must not depend on the lane.
     """
     arguments = _model_arguments(settings, str(model), engine_name(digest), socket, quantization)
-    if settings.device_memory_gib is not None and not on_cpu():
-        # vLLM takes this share of the device for everything it keeps there.
-        share = min(1.0, plan.total / (settings.device_memory_gib * GIB))
-        arguments += ["--gpu-memory-utilization", f"{share:.4f}"]
+    arguments += _device_share(settings, plan)
+    if on_cpu():
+        # vLLM compiles a model without adapters by default, which takes minutes of a C++ compiler;
+        # the base's engine is never compiled.
+        arguments += ["--enforce-eager"]
     environment = _environment(settings, engine_id, kv_cache_gib=settings.merged_kv_cache_gib)
     environment.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
     return _command([*arguments, *settings.engine_arguments], environment, socket, log)
@@ -95,6 +101,9 @@ def _model_arguments(
         # Versions bring templates of their own, and only the gateway reaches this engine: it
         # refuses those of clients.
         "--trust-request-chat-template",
+        # Copies and scores that the gateway sends itself come after everybody's requests, which
+        # among each other keep the order of their arrival.
+        "--scheduling-policy", "priority",
         # The gateway logs requests; the engine's log stays readable for failures.
         "--disable-uvicorn-access-log",
     ]  # fmt: skip
@@ -104,6 +113,14 @@ def _model_arguments(
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
     return arguments
+
+
+def _device_share(settings: ServeSettings, plan: MemoryPlan | None) -> list[str]:
+    """The share of a GPU that vLLM may take for everything it keeps there."""
+    if plan is None or settings.device_memory_gib is None or on_cpu():
+        return []
+    share = min(1.0, plan.total / (settings.device_memory_gib * GIB))
+    return ["--gpu-memory-utilization", f"{share:.4f}"]
 
 
 def _command(

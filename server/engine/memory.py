@@ -7,16 +7,15 @@ kernel. Constants were measured (docs/engines.md) with vLLM 0.32.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from adapters.bases.engine_limits import on_cpu
 from adapters.bases.headers import ITEM_SIZE, TensorInfo
 from adapters.bases.shards import BaseFiles, open_base
-from adapters.errors import UsageError
-from adapters.models import BaseDescriptor, Quantization, VersionRecord
-from server.engine.capacity import Capacity
+from adapters.models import BaseDescriptor, VersionRecord
+from server.engine.capacity import Capacity, plan_capacity
 from server.engine.cgroups import Machine, machine_memory
 from server.settings import ServeSettings
 
@@ -26,11 +25,16 @@ MIB = 1024**2
 # Of the machine's memory, for all engines together; the rest is the gateway's, jobs' and the
 # page cache's.
 MEMORY_SHARE = 0.85
-# vLLM's processes besides weights and KV cache: code, interpreter, torch, buffers of a batch.
-CPU_OVERHEAD = 1400 * MIB
-# CUDA's context, graphs and activations; not measured here.
+# vLLM's three processes with nothing loaded: interpreters, libraries, their buffers.
+CPU_OVERHEAD = 1800 * MIB
+# CUDA's context and graphs; not measured here.
 GPU_OVERHEAD = 2 * GIB
-# What CPU kernels keep of quantized layers beside what the checkpoint has.
+# vLLM's --max-num-batched-tokens and --max-num-seqs where nobody sets them (vllm/engine/
+# arg_utils.py, get_batch_defaults for the API server).
+CPU_BATCH = (2048, 128)
+GPU_BATCH = (8192, 1024)
+# Of these, one is the output head (or shared with it).
+_HEADS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _COMPUTE_BYTES = 2
 
@@ -42,6 +46,7 @@ class MemoryPlan:
     weights: int
     kv_cache: int
     adapters: int
+    # Processes and the largest batch.
     overhead: int
 
     @property
@@ -65,74 +70,111 @@ def memory_limit(settings: ServeSettings, machine: Machine | None = None) -> int
     """Bytes that all engines may take together.
 
     By default a share of the machine's (or the container's) memory, and no more than is free when
-    the server starts: what others use is not ours. Raises UsageError for a GPU of unknown size.
+    the server starts: what others use is not ours. 0 for a GPU whose size nobody has told: vLLM
+    takes shares of it.
     """
+    if not on_cpu() and settings.device_memory_gib is None:
+        return 0
     if settings.memory_gib is not None:
         return int(settings.memory_gib * GIB)
-    if not on_cpu():
-        if settings.device_memory_gib is None:
-            raise UsageError(
-                "merged engines share the device's memory, and its size is not known: set "
-                "device_memory_gib"
-            )
+    if settings.device_memory_gib is not None and not on_cpu():
         return int(settings.device_memory_gib * MEMORY_SHARE * GIB)
     machine = machine or machine_memory()
     return min(int(machine.total * MEMORY_SHARE), machine.available)
 
 
-def plan_merged(
-    settings: ServeSettings, files: BaseFiles, quantization: Quantization | None
-) -> MemoryPlan:
+def plan_merged(settings: ServeSettings, files: BaseFiles) -> MemoryPlan:
     """What the engine of a merged model takes."""
     return MemoryPlan(
-        weights=weight_bytes(files),
+        weights=weight_bytes(settings, files),
         kv_cache=settings.merged_kv_cache_gib * GIB,
         adapters=0,
-        overhead=CPU_OVERHEAD if on_cpu() else GPU_OVERHEAD,
+        overhead=_overhead(settings, files),
     )
 
 
-def plan_base(
-    settings: ServeSettings,
-    path: Path,
-    descriptor: BaseDescriptor,
-    capacity: Capacity,
-    versions: Iterable[VersionRecord],
-) -> MemoryPlan:
-    """What the engine of the base takes, with as many adapters as it may hold of these versions."""
-    largest = max((version.size_bytes for version in versions), default=0)
-    return MemoryPlan(
-        weights=weight_bytes(open_base(path)),
-        kv_cache=settings.kv_cache_gib * GIB,
-        adapters=_slot_bytes(descriptor, capacity) + capacity.cpu_adapters * largest,
-        overhead=CPU_OVERHEAD if on_cpu() else GPU_OVERHEAD,
-    )
+class BasePlan:
+    """What the engine of the base takes, as it was started or would be started now."""
+
+    def __init__(self, settings: ServeSettings, path: Path, descriptor: BaseDescriptor):
+        """Reads the headers in `path`; raises BaseError."""
+        self._settings = settings
+        files = open_base(path)
+        self._weights = weight_bytes(settings, files)
+        self._overhead = _overhead(settings, files)
+        self._widths = sum(
+            m.in_features + m.out_features for m in descriptor.modules if m.kind == "linear"
+        )
+
+    def plan(self, capacity: Capacity | None, versions: list[VersionRecord]) -> MemoryPlan:
+        """With as many adapters as it may hold; `capacity` None: it was not started yet."""
+        capacity = capacity or plan_capacity(self._settings, versions)
+        largest = max((version.size_bytes for version in versions), default=0)
+        # vLLM allocates A [rank, in] and B [out, rank] of every slot and linear layer at the start.
+        slots = capacity.slots * capacity.max_rank * self._widths * _COMPUTE_BYTES
+        return MemoryPlan(
+            weights=self._weights,
+            kv_cache=self._settings.kv_cache_gib * GIB,
+            adapters=slots + capacity.cpu_adapters * largest,
+            overhead=self._overhead,
+        )
 
 
-def weight_bytes(files: BaseFiles) -> int:
+def weight_bytes(settings: ServeSettings, files: BaseFiles) -> int:
     """The model's parameters in bytes, as the engine has them in memory.
 
-    What is stored in 32 bits is computed in 16 (vLLM's dtype `auto`). On a CPU the output head is
-    there twice, plain and packed for the kernel (vllm/model_executor/layers/utils.py,
-    dispatch_cpu_unquantized_gemm without remove_weight).
+    What is stored in 32 bits is computed in 16 (vLLM's dtype `auto`) unless the engine's arguments
+    say otherwise. On a CPU the output head is there twice, plain and packed for the kernel
+    (vllm/model_executor/layers/utils.py, dispatch_cpu_unquantized_gemm without remove_weight).
     """
+    wide = _argument(settings, "--dtype") in {"float32", "float"}
     tensors = {name: info for name, (_, info) in files.tensors().items()}
-    total = sum(_resident(info) for info in tensors.values())
+    total = sum(_resident(info, wide) for info in tensors.values())
     if on_cpu():
-        total += max((_resident(t) for n, t in tensors.items() if _vocabulary(n)), default=0)
+        heads = [_resident(info, wide) for name, info in tensors.items() if name.endswith(_HEADS)]
+        total += max(heads, default=0)
     return total
 
 
-def _vocabulary(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight"))
+def _resident(info: TensorInfo, wide: bool) -> int:
+    stored = ITEM_SIZE[info.dtype]
+    floating = 4 if wide else _COMPUTE_BYTES
+    return math.prod(info.shape) * (floating if info.dtype in _FLOATS else stored)
 
 
-def _resident(info: TensorInfo) -> int:
-    size = min(ITEM_SIZE[info.dtype], _COMPUTE_BYTES if info.dtype in _FLOATS else 8)
-    return math.prod(info.shape) * size
+def _overhead(settings: ServeSettings, files: BaseFiles) -> int:
+    """The processes, and what a batch of the largest size needs besides the KV cache.
+
+    Of each token the layer's inputs and the inner ones of its feed-forward part, twice; of each
+    sequence the vocabulary's logits, their probabilities, and both again while they are sorted.
+    """
+    tokens, sequences = CPU_BATCH if on_cpu() else GPU_BATCH
+    tokens = _number(settings, "--max-num-batched-tokens") or tokens
+    sequences = _number(settings, "--max-num-seqs") or sequences
+    hidden, inner, vocabulary = (
+        _size(files, key) for key in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    batch = tokens * (4 * hidden + 3 * inner) * 2 * _COMPUTE_BYTES + sequences * vocabulary * 16
+    return (CPU_OVERHEAD if on_cpu() else GPU_OVERHEAD) + batch
 
 
-def _slot_bytes(descriptor: BaseDescriptor, capacity: Capacity) -> int:
-    """vLLM allocates A [rank, in] and B [out, rank] of every slot and linear layer at the start."""
-    widths = sum(m.in_features + m.out_features for m in descriptor.modules if m.kind == "linear")
-    return capacity.slots * capacity.max_rank * widths * _COMPUTE_BYTES
+def _size(files: BaseFiles, key: str) -> int:
+    """A size of the language model; 0 where its configuration names it otherwise."""
+    nested = files.config.get("text_config")
+    value = (nested if isinstance(nested, dict) else files.config).get(key)
+    return value if type(value) is int and value > 0 else 0
+
+
+def _number(settings: ServeSettings, flag: str) -> int | None:
+    value = _argument(settings, flag)
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def _argument(settings: ServeSettings, flag: str) -> str | None:
+    """What the user's own arguments for vLLM say: `--flag value` or `--flag=value`; the last."""
+    found = None
+    for argument, following in pairwise((*settings.engine_arguments, "")):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return found

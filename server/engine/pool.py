@@ -131,13 +131,17 @@ class EnginePool:
     def ensure(self, model: MergedModel) -> None:
         """Start the model's engine ahead of time, if there is room or somebody idle to evict.
 
-        Does not wait, and raises nothing: `statuses()` says what became of it.
+        Does not wait, and raises nothing: `statuses()` says what became of it. Cheap enough to be
+        called with every request that another lane answers meanwhile.
         """
+        if self._closed:
+            return
         member = self._member(model)
-        member.ahead = True
-        member.retire_at = None
         member.touch()
-        self._begin(member)
+        too_early = member.problem is not None and time.monotonic() < member.retry_at
+        if not (member.retired or member.ready or too_early):
+            member.ahead = True
+            self._begin(member)
 
     def retain(self, wanted: Mapping[str, MergedModel], pinned: Collection[str]) -> None:
         """What deployments name, by digest; whatever else runs is drained and stopped.
@@ -145,6 +149,8 @@ class EnginePool:
         Pinned ones are started, kept, and never evicted. Call it before leasing what a new
         snapshot names: one that was retired is not leased again until it is named here.
         """
+        if self._closed:
+            return
         for model in wanted.values():
             member = self._member(model)
             member.model = model

@@ -253,16 +253,21 @@ class ResidencyCache:
         return self._read
 
     async def _keep_reading(self) -> None:
-        due = 0.0
+        last = -math.inf
         while True:
             now = time.monotonic()
-            if now - self._looked < 3 * self._unwatched or now >= due:
-                due = now + self._unwatched
+            if is_due(now, looked=self._looked, last=last, unwatched=self._unwatched):
+                last = now
                 try:
                     await self._renew()
                 except EngineError as error:
                     logger.debug("residency: %s", error.message)
             await asyncio.sleep(self._interval)
+
+
+def is_due(now: float, *, looked: float, last: float, unwatched: float) -> bool:
+    """Whether to read again: always for who has looked a while ago, else now and then."""
+    return now - looked < 3 * unwatched or now - last >= unwatched
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,11 @@ _WHY = {
 def refusal(room: Room, occupants: Sequence[Occupant], name: str, plan: MemoryPlan) -> str:
     """One sentence with the figures: what is needed, what is free, who has the rest."""
     holders = [f"{o.name} {gib(o.size)} ({_WHY[o.claim]})" for o in occupants]
+    if room.limit == 0:
+        return (
+            f"the engine of {name} cannot be started beside the base's: how much memory the GPU "
+            "has is not known; start the server with --device-memory-gib"
+        )
     if plan.total > room.limit - room.base:
         return (
             f"the engine of {name} needs {gib(plan.total)} GiB ({plan}), and of "

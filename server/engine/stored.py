@@ -16,6 +16,7 @@ from server.engine.command import EngineCommand, merged_command
 from server.engine.memory import MemoryPlan, plan_merged
 from server.engine.merged import MergedModel
 from server.engine.pool import EnginePool
+from server.engine.process import Spawner
 from server.engine.supervisor import SupervisedEngine
 from server.settings import ServeSettings
 
@@ -31,15 +32,21 @@ class StoredEngine:
     """
 
     def __init__(
-        self, settings: ServeSettings, layout: StoreLayout, runtime: Path, model: MergedModel
+        self,
+        settings: ServeSettings,
+        layout: StoreLayout,
+        runtime: Path,
+        spawner: Spawner | None,
+        model: MergedModel,
     ):
         """Reads the model's headers; raises BaseError."""
         files = open_base(model.path)
         declared = declared_quantization(files)
         self._quantization = declared.quantization if declared else None
-        self.plan: MemoryPlan = plan_merged(settings, files, self._quantization)
+        self.plan: MemoryPlan = plan_merged(settings, files)
         self._settings = settings
         self._model = model
+        self._spawner = spawner
         self._lease = EngineLease(layout, f"merged-{uuid.uuid4().hex}")
         digits = digest_hex(model.digest)
         # Whole, a digest is too long for the path of a socket (108 bytes).
@@ -47,6 +54,7 @@ class StoredEngine:
         self._log = layout.logs / f"merged-{digits[:12]}.log"
 
     def hold(self) -> None:
+        _prune_logs(self._log)
         self._lease.acquire()
         self._lease.hold(self._model.digest)
 
@@ -66,23 +74,32 @@ class StoredEngine:
                 log=self._log,
             )
 
-        _prune_logs(self._log)
         return SupervisedEngine(
-            self._settings, self._model.base, lambda: NO_ADAPTERS, command, changed=changed
+            self._settings,
+            self._model.base,
+            lambda: NO_ADAPTERS,
+            command,
+            spawner=self._spawner,
+            changed=changed,
         )
 
 
 def merged_pool(
-    settings: ServeSettings, runtime: Path, *, limit: int, base: Callable[[], int]
+    settings: ServeSettings,
+    runtime: Path,
+    *,
+    limit: int,
+    base: Callable[[], int],
+    spawner: Spawner | None = None,
 ) -> EnginePool:
     """The pool for models of the store: `limit` bytes for all engines, the base's own `base()`.
 
-    `runtime` is a short, private directory for sockets.
+    `runtime` is a short, private directory for sockets; `spawner` as in `SupervisedEngine`.
     """
     layout = StoreLayout(settings.store)
 
     def prepare(model: MergedModel) -> StoredEngine:
-        return StoredEngine(settings, layout, runtime, model)
+        return StoredEngine(settings, layout, runtime, spawner, model)
 
     return EnginePool(settings, prepare, limit=limit, base=base)
 

@@ -17,6 +17,7 @@ from adapters.catalog import Catalog
 from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
 from adapters.registry.filtering import AdapterFilter
 from server.gateway.admin_jobs import JobRunner
+from server.gateway.admin_lanes import LaneOperations, add_lane_routes
 from server.gateway.admin_long_jobs import add_job_routes
 from server.gateway.admin_models import (
     BaseAdd,
@@ -41,6 +42,7 @@ from server.gateway.admin_route import (
     streaming_route,
 )
 from server.gateway.auth import AdminGate
+from server.gateway.lane_states import merged_rows
 from server.gateway.uploads import UploadJobs, UploadShelf
 
 Engines = Callable[[], list[dict[str, Any]]]
@@ -58,15 +60,17 @@ def admin_router(
     *,
     refresh: Callable[[], object],
     engines: Engines,
+    lanes: LaneOperations,
     require_admin_key: bool,
     jobs_at_once: int | None = None,
 ) -> APIRouter:
     """The admin API of the store behind `catalog`.
 
     `refresh` is called after every change, so that the server's snapshot has it before the
-    client is answered. `engines` describes the server's engines, a JSON object each.
-    `require_admin_key`: whether every request needs a key; without, programs on this machine
-    need none. `jobs_at_once`: how many jobs run at the same time; None: as the environment says.
+    client is answered. `engines` describes the base's engine, a JSON object; `lanes` is what else
+    the server runs and sees. `require_admin_key`: whether every request needs a key; without,
+    programs on this machine need none. `jobs_at_once`: how many jobs run at the same time; None:
+    as the environment says.
     """
     gate = AdminGate(catalog.key_for, require_key=require_admin_key)
     router = APIRouter(
@@ -84,7 +88,8 @@ def admin_router(
     _add_tag_routes(router, catalog)
     _add_store_routes(router, catalog, jobs)
     add_job_routes(router, catalog, at_once=jobs_at_once)
-    _add_server_routes(router, catalog, engines)
+    add_lane_routes(router, catalog, lanes, refresh)
+    _add_server_routes(router, catalog, engines, lanes)
     return router
 
 
@@ -222,10 +227,12 @@ def _add_store_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> N
         return await answer_with_job(request, jobs, "verify", None)
 
 
-def _add_server_routes(router: APIRouter, catalog: Catalog, engines: Engines) -> None:
+def _add_server_routes(
+    router: APIRouter, catalog: Catalog, engines: Engines, lanes: LaneOperations
+) -> None:
     @router.get("/engines", summary="The engines of this server")
-    def engine_list() -> list[dict[str, Any]]:
-        return engines()
+    async def engine_list() -> list[dict[str, Any]]:
+        return [*engines(), *merged_rows(lanes.merged())]
 
     @router.get("/doctor", summary="Check environment, store and server")
     def doctor() -> list[Check]:

@@ -7,50 +7,25 @@ or has just died, that is the base's engine: the same version, so nobody sees a 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
 
 from adapters.errors import EngineUnavailable
 from adapters.frozen import Lane
 from server.engine.engines import Engine
+from server.engine.merged import EngineHold, MergedModel
+from server.engine.pool import EnginePool
 from server.engine.transport import EngineTransport
-from server.gateway.placing import BASE, MergedModel, Ways
+from server.gateway.placing import BASE, Ways
 
 MERGED = Lane.MERGED.value
 # Seconds in which a pool notices that an engine of its own is dead, and how often to look.
 _NOTICED_WITHIN = 2.0
 _LOOK_AGAIN = 0.05
-
-
-class EngineHold(Protocol):
-    """One request's place at a merged engine, counted until it is released."""
-
-    @property
-    def engine_model(self) -> str:
-        """The name under which the engine knows its model."""
-
-    def transport(self) -> EngineTransport:
-        """The connections to it."""
-
-    def release(self) -> None:
-        """The request has ended."""
-
-
-class MergedEngines(Protocol):
-    """What requests need of the engines of merged models."""
-
-    async def lease(self, model: MergedModel, *, wait: float) -> EngineHold:
-        """Started if need be, awaited at most `wait` seconds; raises EngineUnavailable."""
-
-    def try_hold(self, digest: str) -> EngineHold | None:
-        """Only if it is ready now."""
-
-    def ready(self, digest: str) -> bool:
-        """Whether it would answer now."""
-
-    def ensure(self, model: MergedModel) -> None:
-        """Have it started, without waiting."""
+# Seconds between two attempts to start a model's engine that nobody has to wait for.
+_ENSURE_EVERY = 2.0
 
 
 class Hold:
@@ -85,12 +60,13 @@ class Hold:
 class Lanes:
     """Gives every request its engine, and knows how many each one has."""
 
-    def __init__(self, engine: Engine, pool: MergedEngines | None = None, *, wait: float = 0.0):
+    def __init__(self, engine: Engine, pool: EnginePool, *, wait: float):
         """`wait`: seconds that a request waits for a merged engine to be started."""
         self.wait = wait
         self._engine = engine
         self._pool = pool
         self._in_flight: Counter[str] = Counter()
+        self._ensured: dict[str, float] = {}
 
     def in_flight(self) -> Mapping[str, int]:
         """Requests by engine: `base`, or the digest of a merged model; none has no entry."""
@@ -103,7 +79,7 @@ class Lanes:
         other goes first. Raises EngineUnavailable where no start would help.
         """
         merged = ways.merged
-        if merged is None or self._pool is None:
+        if merged is None:
             return self._shared(ways)
         if ways.lane != MERGED:
             return self._hot_first(ways, merged, failed)
@@ -111,7 +87,7 @@ class Lanes:
             return hold
         if ways.shared is None or ways.lane_of_shared in failed:
             return None
-        self._pool.ensure(merged)
+        self._ensure(merged)
         try:
             return self._shared(ways)
         except EngineUnavailable:
@@ -134,7 +110,6 @@ class Lanes:
         Raises EngineUnavailable with why, and when to come back.
         """
         pool, model = self._pool, ways.merged
-        assert pool is not None
         assert model is not None
         clock = asyncio.get_running_loop().time
         until = clock() + wait
@@ -142,6 +117,25 @@ class Lanes:
         while MERGED in failed and pool.ready(model.digest) and clock() < noticed:
             await asyncio.sleep(_LOOK_AGAIN)
         return self._merged(model, await pool.lease(model, wait=max(0.0, until - clock())))
+
+    async def back(self, *, wait: float, dead: EngineTransport | None = None) -> None:
+        """The base's engine after a failure: returns when it answers again.
+
+        `dead` is what took nothing of a request although it seemed ready. Raises EngineUnavailable
+        after `wait` seconds, and at once while it starts for the first time: who asks then is told
+        to come back, since a first start may take minutes or fail for good.
+        """
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        while True:
+            unnoticed = clock() - began < _NOTICED_WITHIN
+            try:
+                if self._engine.transport() is not dead or not unnoticed:
+                    return
+            except EngineUnavailable:
+                if not self._engine.status().again or clock() - began >= wait:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN)
 
     def hold_now(self, ways: Ways) -> Hold | None:
         """The engine of the lane it belongs to, if ready; never waits, never starts one."""
@@ -157,8 +151,16 @@ class Lanes:
         transport = self._engine.transport()
         return self._counted(ways.lane_of_shared, BASE, ways.shared, transport, lambda: None)
 
+    def _ensure(self, model: MergedModel) -> None:
+        """Have it started, but not for each of a thousand requests that the hot lane answers."""
+        now = time.monotonic()
+        if now - self._ensured.get(model.digest, -math.inf) < _ENSURE_EVERY:
+            return
+        self._ensured[model.digest] = now
+        self._pool.ensure(model)
+
     def _ready(self, model: MergedModel) -> Hold | None:
-        held = self._pool.try_hold(model.digest) if self._pool is not None else None
+        held = self._pool.try_hold(model.digest)
         if held is None:
             return None
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from adapters.registry.snapshot import Snapshot
@@ -25,43 +26,51 @@ _LIMIT = 64 * 1024 * 1024
 class MeasuredModels:
     """The merged models of a store by the digest of the version that they were made of.
 
-    Every report is read once, when its model is first seen in a snapshot.
+    A report is read again where its file is another one. Renewed by one thread, read by others.
     """
 
     def __init__(self, layout: StoreLayout, kv_cache_bytes: int = 0):
         """`kv_cache_bytes`: what a merged engine gets besides the model, in bytes."""
         self._layout = layout
         self._kv_cache = kv_cache_bytes
-        self._known: dict[str, tuple[str, Candidate] | None] = {}
+        # By the model's digest: which file was read (its time and size), and what it said.
+        self._known: dict[str, tuple[tuple[int, int], tuple[str, Candidate] | None]] = {}
 
-    def of(self, snapshot: Snapshot) -> dict[str, tuple[Candidate, ...]]:
-        """By source digest. Reads files on the first call: not for the event loop."""
+    def renew(self, snapshot: Snapshot) -> None:
+        """Read the reports that are new. Looks at files: not for the event loop."""
+        known = {}
+        for adapter in snapshot.adapters.values():
+            for version in adapter.versions.values():
+                if version.method != MERGED_MODEL:
+                    continue
+                path = self._layout.report(version.digest) / "report.json"
+                try:
+                    status = path.stat()
+                except OSError:
+                    continue  # None was measured, or not yet.
+                signature = status.st_mtime_ns, status.st_size
+                before = self._known.get(version.digest)
+                known[version.digest] = (
+                    before
+                    if before is not None and before[0] == signature
+                    else (signature, self._read(version.digest, path))
+                )
+        self._known = known
+
+    def candidates(self) -> dict[str, tuple[Candidate, ...]]:
+        """By the digest of the version that was merged, as of the last `renew`."""
         found: dict[str, list[Candidate]] = {}
-        digests = [
-            version.digest
-            for adapter in snapshot.adapters.values()
-            for version in adapter.versions.values()
-            if version.method == MERGED_MODEL
-        ]
-        for digest in digests:
-            if digest not in self._known:
-                self._known[digest] = self._read(digest)
-            known = self._known[digest]
+        for _, known in self._known.values():
             if known is not None:
                 found.setdefault(known[0], []).append(known[1])
-        for gone in self._known.keys() - set(digests):
-            del self._known[gone]
         return {source: tuple(candidates) for source, candidates in found.items()}
 
-    def _read(self, digest: str) -> tuple[str, Candidate] | None:
-        path = self._layout.report(digest) / "report.json"
+    def _read(self, digest: str, path: Path) -> tuple[str, Candidate] | None:
         try:
             with path.open("rb") as file:
                 report = json.loads(file.read(_LIMIT))
             return _source(report), _candidate(digest, report, self._kv_cache)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             logger.warning("the quality report %s says nothing: %r", path, error)
             return None
 

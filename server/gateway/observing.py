@@ -46,6 +46,8 @@ class Observation:
     completion_tokens: int
     # The answer as it came, at most ANSWER_LIMIT bytes; only where the route is watched.
     answer: bytes | None = None
+    # What was asked; only where the reference has a route, and to be forgotten soon.
+    asked: Answered | None = None
 
 
 ANSWER_LIMIT = 64 * 1024
@@ -55,7 +57,7 @@ Observer = Callable[[Observation], None]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A request with a watched or shadowed route that got its answer: what a copy is made of.
+    """A request with a watched or shadowed route: what a copy, or a score's prompt, is made of.
 
     `adapter` is of the snapshot that the request was resolved in; `body` as the client sent it.
     """
@@ -69,6 +71,3 @@ class Answered:
     path: EngineRoute
     body: bytes
     headers: Mapping[str, str]
-
-
-Mirror = Callable[[Answered], None]

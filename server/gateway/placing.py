@@ -5,8 +5,8 @@ Pure: what is asked is one snapshot's records and what the running engine was st
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from adapters.errors import (
     AdapterctlError,
@@ -16,25 +16,16 @@ from adapters.errors import (
     NotDeployed,
 )
 from adapters.frozen import Lane
-from adapters.lanes.models import Deployment
+from adapters.lanes.choosing import deployed_lane, merged_model
+from adapters.lanes.models import MERGED_MODEL, Deployment
 from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from adapters.store.layout import StoreLayout, engine_name
 from server.engine.engines import Engine
+from server.engine.merged import MergedModel
 
 BASE = "base"
-_MERGED_MODEL = "merged-model"
 # Seconds until it is worth asking again whether a job has made a merged model.
 _JOB_RETRY = 30
-
-
-@dataclass(frozen=True, slots=True)
-class MergedModel:
-    """A merged model that an engine of its own serves; `name` is `pirate:v1`, for people."""
-
-    digest: str
-    path: Path
-    name: str
-    base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +69,25 @@ class Placing:
         Raises, with what to do, where nothing here answers it: NotDeployed, EngineUnavailable
         while its merged model is being made, AdapterNotLoadable, BaseMismatch.
         """
-        deployment = adapter.deployments.get(version.number)
-        if deployment is not None and deployment.lane is None:
-            raise _out_of_service(reference, version)
+        lane = lane or deployed_lane(adapter, version)
         if lane is None:
-            lane = version.lane if deployment is None else deployment.lane
-        model = self._model(version, deployment)
-        own = deployment is not None and deployment.lane is Lane.MERGED
-        try:
+            raise _not_deployed(reference, version)
+        model = self.merged_model(adapter, version)
+        if lane is Lane.HOT:
+            # Kept from when it was deployed merged, its model helps while that engine still runs.
+            return Ways(Lane.HOT.value, self._shared(reference, version), model)
+        shared = None
+        with contextlib.suppress(AdapterctlError):
             shared = self._shared(reference, version)
-        except AdapterctlError:
-            if lane is Lane.MERGED and model is not None:
-                return Ways(Lane.MERGED.value, None, model)
-            if own and deployment is not None and model is None:
-                raise _being_made(reference, version, deployment) from None
-            raise
-        if lane is Lane.MERGED and model is not None:
+        if model is not None:
             return Ways(Lane.MERGED.value, shared, model)
-        # Kept from when it was deployed merged, its model still helps while that engine runs.
-        return Ways(Lane.HOT.value, shared, model)
+        if shared is not None:
+            return Ways(Lane.HOT.value, shared)
+        raise _no_model(reference, version, adapter.deployments.get(version.number))
 
-    def _model(self, version: VersionRecord, deployment: Deployment | None) -> MergedModel | None:
-        if deployment is None:
-            return None
-        digest = version.digest if version.method == _MERGED_MODEL else deployment.model
+    def merged_model(self, adapter: AdapterRecord, version: VersionRecord) -> MergedModel | None:
+        """The model that can serve a version in the merged lane; None: there is none yet."""
+        digest = merged_model(adapter, version)
         if digest is None:
             return None
         name = f"{version.adapter}:{version.label}"
@@ -141,19 +127,16 @@ class Placing:
         return AdapterNotLoadable(message, param="model")
 
 
-def _out_of_service(reference: str, version: VersionRecord) -> NotDeployed:
-    label = f"{version.adapter}:{version.label}"
-    return NotDeployed(
-        f"'{reference}' is {label}, which was taken out of service: "
-        f"`adapterctl deploy {label}` puts it back",
-        param="model",
-    )
-
-
 def _not_deployed(reference: str, version: VersionRecord) -> NotDeployed:
     label = f"{version.adapter}:{version.label}"
+    if version.lane is Lane.HOT:
+        return NotDeployed(
+            f"'{reference}' is {label}, which was taken out of service: "
+            f"`adapterctl deploy {label} --lane hot` puts it back",
+            param="model",
+        )
     deploy = f"deploy it with `adapterctl deploy {label} --lane merged`"
-    if version.method == _MERGED_MODEL:
+    if version.method == MERGED_MODEL:
         return NotDeployed(
             f"'{reference}' is {label}, a merged model, which needs an engine of its own: {deploy}",
             param="model",
@@ -166,18 +149,20 @@ def _not_deployed(reference: str, version: VersionRecord) -> NotDeployed:
     )
 
 
-def _being_made(
-    reference: str, version: VersionRecord, deployment: Deployment
-) -> EngineUnavailable:
+def _no_model(
+    reference: str, version: VersionRecord, deployment: Deployment | None
+) -> AdapterctlError:
     label = f"{version.adapter}:{version.label}"
-    job = deployment.job
-    how = (
-        f"job {job} makes it (`adapterctl jobs show {job}` says how far it is)"
-        if job is not None
-        else f"`adapterctl deploy {label} --lane merged` makes it"
-    )
+    what = f"'{reference}' is {label}, deployed in the merged lane, and its merged model is not"
+    job = None if deployment is None else deployment.job
+    if deployment is None or job is None or deployment.problem is not None:
+        why = "" if deployment is None or job is None else f" (job {job}: {deployment.problem})"
+        return NotDeployed(
+            f"{what} made{why}: `adapterctl deploy {label} --lane merged` makes it",
+            param="model",
+        )
     return EngineUnavailable(
-        f"'{reference}' is {label}, deployed in the merged lane, and its merged model is not there "
-        f"yet: {how}; try again in {_JOB_RETRY} s",
+        f"{what} there yet: job {job} makes it (`adapterctl jobs show {job}` says how far it is); "
+        f"try again in {_JOB_RETRY} s",
         retry_after=_JOB_RETRY,
     )

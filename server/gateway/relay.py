@@ -21,10 +21,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapters.errors import AdapterctlError, EngineDied, EngineTimeout
+from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
-from server.gateway.observing import Role
+from server.gateway.copying import PRIORITY_HEADER
+from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
 from server.gateway.sending import LOST, Client, ClientGone, Sending
@@ -32,7 +33,7 @@ from server.gateway.serving import apply_serving, refuse_templates
 from server.gateway.settle import Exchange
 from server.gateway.sse import EventStream, ModelName, error_frame
 from server.gateway.state import GatewayState
-from server.gateway.target import Asked, Target, target_of
+from server.gateway.target import Asked, Target, placed_again, target_of
 
 # Headers that mean something to the engine; a client's others (keys, cookies) end here.
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
@@ -40,14 +41,17 @@ _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
 
 async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
     """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
-    exchange = Exchange(state.metrics, route.path, state.observers)
+    exchange = Exchange(state.metrics, route.path, state.observers, state.in_flight)
     try:
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
         asked = Asked(_request_id(request), request.headers, document)
         resolved = await state.compositions.resolve(model_of(document))
-        target = target_of(state.placing, resolved, asked)
+        state.keep_up()
+        target = target_of(state.placing, resolved, asked, state.withdrawn)
         exchange.begin(target)
+        if target.route is not None:
+            _note(exchange, target, asked, route, body)
         strip_usage = _ask_for_usage(document, route)
         await fill_in(document, state, route, target)
         relayed = _Relayed(state, exchange, target, Client(request), asked, strip=strip_usage)
@@ -61,6 +65,30 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
     except BaseException:
         exchange.end("internal_error")
         raise
+
+
+def _note(
+    exchange: Exchange,
+    target: Target,
+    asked: Asked,
+    route: EngineRoute,
+    body: bytes,
+) -> None:
+    """Keep what those who look at a route's requests want to know of this one."""
+    assert target.route is not None
+    assert target.record is not None
+    assert target.stable is not None
+    exchange.asked = Answered(
+        request_id=asked.request_id,
+        reference=target.reference,
+        adapter=target.record,
+        stable=target.stable,
+        route=target.route,
+        role=target.role,
+        path=route,
+        body=body,
+        headers=asked.headers,
+    )
 
 
 async def fill_in(
@@ -94,6 +122,8 @@ def _headers(request: Request, asked: Asked) -> dict[str, str]:
     headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
     headers["content-type"] = "application/json"
     headers["x-request-id"] = asked.request_id
+    # Stronger than a `priority` in the body: no client goes before or after the others.
+    headers[PRIORITY_HEADER] = "0"
     return headers
 
 
@@ -119,7 +149,14 @@ class _Relayed(Response):
         self._strip = strip
         self._deadline = asyncio.get_running_loop().time() + settings.request_timeout
         wait = min(state.lanes.wait, settings.request_timeout)
-        self._sending = Sending(state.lanes, target.ways, client, exchange, wait)
+        self._sending = Sending(
+            state.lanes,
+            target.ways,
+            client,
+            exchange,
+            wait=wait,
+            again=lambda: placed_again(state.placing, target, state.snapshot()),
+        )
         self._upstream: aiohttp.ClientResponse | None = None
         self._first = b""
 
@@ -127,24 +164,36 @@ class _Relayed(Response):
         self, path: str, document: dict[str, object], headers: dict[str, str]
     ) -> Response:
         """Send the request; a whole answer, or this response once the first event is there."""
-        settings, client = self._settings, self._client
         try:
-            sending = self._sending.send(path, document, headers, settings.request_timeout)
-            self._upstream = await sending
-            assert self._sending.hold is not None
-            self._hold = self._sending.hold
-            self._name = ModelName(self._hold.engine_model, self._target.reference)
-            if self._upstream.content_type != "text/event-stream":
-                data = await client.or_gone(self._upstream.read(), settings.request_timeout)
-                return self._whole(data)
-            self._events = EventStream(self._name, strip_usage=self._strip)
-            self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
-            self._exchange.first_token()
+            while not (begun := await self._begun(path, document, headers)):
+                self._upstream = None
         except BaseException as error:
             self._close()
             if isinstance(error, LOST):
                 raise EngineDied("the engine died while it was answering; try again") from error
             raise
+        return begun
+
+    async def _begun(
+        self, path: str, document: dict[str, object], headers: dict[str, str]
+    ) -> Response | None:
+        """None: what has answered is dead and took nothing of it, so it may be sent again."""
+        settings, client = self._settings, self._client
+        self._upstream = await self._sending.send(path, document, headers, settings.request_timeout)
+        assert self._sending.hold is not None
+        self._hold = self._sending.hold
+        self._name = ModelName(self._hold.engine_model, self._target.reference)
+        if self._upstream.content_type != "text/event-stream":
+            data = await client.or_gone(self._upstream.read(), settings.request_timeout)
+            try:
+                return self._whole(data)
+            except EngineUnavailable:
+                if not await self._sending.passed_over():
+                    raise
+                return None
+        self._events = EventStream(self._name, strip_usage=self._strip)
+        self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
+        self._exchange.first_token()
         return self
 
     def _whole(self, data: bytes) -> Response:

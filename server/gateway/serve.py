@@ -15,7 +15,6 @@ from pathlib import Path
 import uvicorn
 import uvloop
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 
 from adapters.bases.digest import base_digest
 from adapters.bases.engine_limits import engine_refusal, on_cpu
@@ -23,23 +22,12 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
-from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
-from server.engine.capacity import Capacity, hot_versions, plan_capacity
-from server.engine.command import EngineCommand, engine_command
-from server.engine.engines import Engine, ExternalEngine
-from server.engine.standby import StandbySpawner
-from server.engine.supervisor import SupervisedEngine
-from server.engine.transport import EngineAddress
 from server.gateway.admin import admin_router
 from server.gateway.app import create_app
+from server.gateway.assembly import Serving, assemble
 from server.gateway.banner import admin_key_notice, ready_banner
-from server.gateway.compositions import Compositions
-from server.gateway.lanes import Lanes
-from server.gateway.metrics import GatewayMetrics, StateCollector
-from server.gateway.placing import Placing
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
-from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
@@ -62,7 +50,8 @@ def run(settings: ServeSettings) -> None:
         stack.callback(watcher.stop)
         runtime = stack.enter_context(runtime_directory())
         stack.enter_context(announced(StoreLayout(settings.store).run, url_of(listener)))
-        server = _Server(settings, base, descriptor, catalog, watcher, listener, runtime)
+        serving = Serving(settings, base, descriptor, catalog, watcher, runtime)
+        server = _Server(serving, listener)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve())
 
@@ -93,57 +82,24 @@ def _check_servable(name: str, descriptor: BaseDescriptor) -> None:
 class _Server:
     """The gateway's HTTP server and its engine, started and stopped together."""
 
-    def __init__(
-        self,
-        settings: ServeSettings,
-        base: BaseRecord,
-        descriptor: BaseDescriptor,
-        catalog: Catalog,
-        watcher: SnapshotWatcher,
-        listener: socket.socket,
-        runtime: Path,
-    ):
-        self._settings = settings
-        self._base = base
-        self._quantization = descriptor.quantization
-        self._catalog = catalog
-        self._watcher = watcher
+    def __init__(self, serving: Serving, listener: socket.socket):
+        self._settings = serving.settings
+        self._base = serving.base
+        self._catalog = serving.catalog
+        self._watcher = serving.watcher
         self._listener = listener
         self._url = url_of(listener)
-        self._standby = StandbySpawner(StoreLayout(settings.store).logs / "standby.log")
-        self._engine = self._make_engine(runtime)
-        metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
-        metrics.registry.register(StateCollector(self._engine, base.name, lambda: watcher.current))
-        state = GatewayState(
-            settings=settings,
-            base=base,
-            engine=self._engine,
-            snapshot=lambda: watcher.current,
-            compositions=Compositions(
-                catalog,
-                lambda: watcher.current,
-                watcher.refresh,
-                limit=settings.max_compositions,
-                timeout=settings.first_token_timeout,
-            ),
-            metrics=metrics,
-            documents=ServingDocuments(StoreLayout(settings.store)),
-            placing=Placing(
-                base,
-                self._engine,
-                StoreLayout(settings.store),
-                quantized=descriptor.quantization is not None,
-            ),
-            lanes=Lanes(self._engine),
-        )
+        self._parts = parts = assemble(serving)
+        settings = serving.settings
         admin = admin_router(
-            catalog,
-            refresh=watcher.refresh,
-            engines=lambda: [self._engine.status().model_dump(mode="json")],
+            serving.catalog,
+            refresh=serving.watcher.refresh,
+            engines=lambda: [parts.engine.status().model_dump(mode="json")],
+            lanes=parts.operations,
             require_admin_key=not settings.loopback_only,
             jobs_at_once=settings.jobs_at_once,
         )
-        app = create_app(state, admin, self._lifespan)
+        app = create_app(parts.state, admin, self._lifespan)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
@@ -155,36 +111,6 @@ class _Server:
             )
         )
         self._failure: AdapterctlError | None = None
-
-    def _make_engine(self, runtime: Path) -> Engine:
-        settings = self._settings
-        if settings.engine_url is not None:
-            return ExternalEngine(
-                EngineAddress.parse(settings.engine_url),
-                self._base.name,
-                connect_timeout=settings.connect_timeout,
-                start_timeout=settings.start_timeout,
-            )
-        logs = StoreLayout(settings.store).logs
-        logs.mkdir(parents=True, exist_ok=True)
-        socket, log = runtime / "engine.sock", logs / "engine.log"
-
-        def plan() -> Capacity:
-            adapters = self._watcher.current.adapters.values()
-            return plan_capacity(settings, hot_versions(adapters, self._base.digest))
-
-        def command(capacity: Capacity, engine_id: str) -> EngineCommand:
-            return engine_command(
-                settings,
-                self._base,
-                capacity,
-                quantization=self._quantization,
-                engine_id=engine_id,
-                socket=socket,
-                log=log,
-            )
-
-        return SupervisedEngine(settings, self._base.name, plan, command, self._standby)
 
     async def serve(self) -> None:
         """Until stopped; raises what kept the engine from its first start."""
@@ -198,17 +124,16 @@ class _Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         # The port answers at once (/healthz, 503 with Retry-After) while the engine comes up.
-        starting = asyncio.create_task(self._start_engine())
+        running = asyncio.create_task(self._run())
         # In a thread of its own: nothing waits for it, not even the end of the server.
         threading.Thread(target=self._resume_jobs, daemon=True).start()
         try:
             yield
         finally:
-            starting.cancel()
+            running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            await self._engine.stop()
-            await self._standby.close()
+                await running
+            await self._parts.stop()
 
     def _resume_jobs(self) -> None:
         try:
@@ -217,11 +142,17 @@ class _Server:
         except AdapterctlError as error:
             _say(f"interrupted jobs could not be resumed: {error.message}")
 
+    async def _run(self) -> None:
+        """Start the engine, then follow the registry: pinned merged engines come after it."""
+        await self._start_engine()
+        if self._failure is None:
+            await self._parts.follow()
+
     async def _start_engine(self) -> None:
         began = time.monotonic()
         progress = asyncio.create_task(self._show_progress(began))
         try:
-            await self._engine.start()
+            await self._parts.engine.start()
         except AdapterctlError as error:
             if isinstance(error, EngineStartFailed) and error.log_tail:
                 _say(f"the engine's log ends:\n{error.log_tail}\n")
@@ -234,7 +165,7 @@ class _Server:
             progress.cancel()
 
     async def _show_progress(self, began: float) -> None:
-        log = self._engine.status().address
+        log = self._parts.engine.status().address
         _say(f"{self._url} is up; the engine is starting ({log}), which takes about a minute")
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL)

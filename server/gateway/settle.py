@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from server.gateway.metrics import NONE, GatewayMetrics
-from server.gateway.observing import ANSWER_LIMIT, Observation, Observer
+from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observer
 from server.gateway.sse import Usage
 from server.gateway.target import Target
 
 log = logging.getLogger(__name__)
 
+# An adapter and its version's number; None: a base itself.
+Answering = tuple[str, int | None]
+
 
 class Exchange:
     """Opened when a request arrives, ended when nothing of it is left."""
 
-    def __init__(self, metrics: GatewayMetrics, path: str, observers: Sequence[Observer] = ()):
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        path: str,
+        observers: Sequence[Observer],
+        in_flight: Counter[Answering],
+    ):
+        """`in_flight` counts, by adapter and version, what is being answered now."""
         self._metrics = metrics
+        self._in_flight = in_flight
         self._path = path
         self._observers = observers
         self._arrived = self._last = time.monotonic()
@@ -31,8 +43,8 @@ class Exchange:
         self._first: float | None = None
         self._usage = Usage(0, 0)
         self._answer: bytearray | None = None
-        # What is done besides when it has ended well.
-        self.when_answered: Callable[[], None] | None = None
+        # Of a reference with a route, for the observers.
+        self.asked: Answered | None = None
 
     def begin(self, target: Target) -> None:
         """The reference is resolved: from here on it counts for its adapter."""
@@ -40,6 +52,7 @@ class Exchange:
         self._label = self._metrics.label(target.adapter)
         self._lane = target.ways.lane
         self._metrics.in_flight.labels(self._label).inc()
+        self._in_flight[target.adapter, target.number] += 1
         if target.watched:
             self._answer = bytearray()
 
@@ -85,11 +98,10 @@ class Exchange:
         if self._target is None:
             return
         self._metrics.in_flight.labels(self._label).dec()
+        self._leave((self._target.adapter, self._target.number))
         self._metrics.duration.labels(self._label).observe(now - self._arrived)
         if self._observers:
             self._tell(self._observation(self._target, outcome, now))
-        if self.when_answered is not None and outcome == "ok":
-            self.when_answered()
 
     def _observation(self, target: Target, outcome: str, now: float) -> Observation:
         return Observation(
@@ -107,7 +119,13 @@ class Exchange:
             prompt_tokens=self._usage.prompt_tokens,
             completion_tokens=self._usage.completion_tokens,
             answer=None if self._answer is None else bytes(self._answer),
+            asked=self.asked,
         )
+
+    def _leave(self, answering: Answering) -> None:
+        self._in_flight[answering] -= 1
+        if self._in_flight[answering] == 0:
+            del self._in_flight[answering]
 
     def _tell(self, observation: Observation) -> None:
         for observer in self._observers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,8 +13,10 @@ from server.engine.engines import Engine
 from server.gateway.compositions import Compositions
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
-from server.gateway.observing import Mirror, Observer
+from server.gateway.observing import Observer
 from server.gateway.placing import Placing
+from server.gateway.settle import Answering
+from server.gateway.target import Withdrawn, nothing_withdrawn
 from server.settings import ServeSettings
 
 
@@ -21,8 +24,10 @@ from server.settings import ServeSettings
 class GatewayState:
     """The serving base and its engine, the registry, lanes, metrics, and what versions bring.
 
-    `observers` hear of every ended request that named something known; `mirrors` get what is
-    needed to send a copy of an answered one, where its reference has a route.
+    `observers` hear of every ended request that named something known. `withdrawn` says which
+    splits of routes (by the route's id, version and lane) get no more requests, though the
+    snapshot still has them. `keep_up` has the engines follow the newest snapshot; a comparison
+    where nothing is new.
     """
 
     settings: ServeSettings
@@ -34,5 +39,8 @@ class GatewayState:
     documents: ServingDocuments
     placing: Placing
     lanes: Lanes
+    keep_up: Callable[[], None]
+    withdrawn: Withdrawn = nothing_withdrawn
+    # By adapter and version.
+    in_flight: Counter[Answering] = field(default_factory=Counter)
     observers: list[Observer] = field(default_factory=list)
-    mirrors: list[Mirror] = field(default_factory=list)

@@ -1,13 +1,14 @@
 """What the server sees: one document of traffic, engines, residency and advice.
 
-Everything is read from memory, but the reports that `advice` finds new; nothing waits for an engine
-but `residency_document`, and nothing is on a request's path.
+Everything is drawn from memory; only `residency` and `prefetch` wait for the engine, and nothing is
+on a request's path.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from adapters.errors import UsageError
@@ -15,11 +16,12 @@ from adapters.frozen import Lane
 from adapters.models import BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot
 from server.engine.engines import Engine, EngineState
-from server.engine.residency import ResidencyCache, Resident
+from server.engine.residency import Residency, ResidencyCache, Resident, check_pins
 from server.gateway.advice import Seen, Surroundings, advise
 from server.gateway.lane_models import (
     Advice,
     MergedState,
+    Prefetched,
     ResidencyDocument,
     ResidentAdapter,
     TopDocument,
@@ -32,56 +34,111 @@ from server.gateway.traffic import MINUTE, QUARTER, Figures, Traffic, TrafficKey
 WINDOWS = (MINUTE, QUARTER)
 ROWS = 50
 BASE = "base"
+# Versions that advice looks at: those with the most tokens, and all that are pinned or merged.
+_JUDGED = 200
+# Seconds between two looks for quality reports that are new.
+_REPORTS_EVERY = 10.0
 
 # Requests that are being answered now, by adapter and version number (None: the base).
 InFlight = Callable[[], Mapping[tuple[str, int | None], int]]
 
 
-@dataclass(frozen=True, slots=True)
 class Sight:
-    """Draws the documents. `free_bytes`: what merged engines may still take (None: not known)."""
+    """Draws the documents, and keeps what they are drawn from up to date."""
 
-    base: BaseRecord
-    engine: Engine
-    snapshot: Callable[[], Snapshot]
-    traffic: Traffic
-    residency: ResidencyCache
-    measured: MeasuredModels
-    merged: Callable[[], Sequence[MergedState]] = list
-    in_flight: InFlight = dict
-    free_bytes: Callable[[], int | None] = lambda: None
+    def __init__(
+        self,
+        base: BaseRecord,
+        engine: Engine,
+        snapshot: Callable[[], Snapshot],
+        measured: MeasuredModels,
+        *,
+        merged: Callable[[], Sequence[MergedState]] = list,
+        in_flight: InFlight = dict,
+        free_bytes: Callable[[], int | None] = lambda: None,
+    ):
+        """`free_bytes`: what merged engines may still take; None: not known. `traffic.observe` is
+        to be told of every ended request."""
+        self.base = base
+        self.traffic = Traffic()
+        self.cache = ResidencyCache(engine.transport)
+        self._engine = engine
+        self._snapshot = snapshot
+        self._measured = measured
+        self._merged = merged
+        self._in_flight = in_flight
+        self._free_bytes = free_bytes
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to read the engine and the reports, on the running event loop."""
+        self.cache.start()
+        self._task = asyncio.create_task(self._keep_measured())
+
+    async def close(self) -> None:
+        """End that."""
+        await self.cache.close()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _keep_measured(self) -> None:
+        while True:
+            await asyncio.to_thread(self._measured.renew, self._snapshot())
+            await asyncio.sleep(_REPORTS_EVERY)
 
     def top(self, window: float = MINUTE, rows: int = ROWS) -> TopDocument:
         """The last `window` seconds (60 or 900); UsageError for others."""
         if window not in WINDOWS:
             raise UsageError(f"there is no window of {window:g} s: it is 60 or 900")
-        resident = self.residency.current()
+        resident = self.cache.current()
         total = self.traffic.total(window)
-        drawn = self._rows(window, total, resident)
+        drawn = self._rows(window, total, resident, rows)
         return TopDocument(
             at=datetime.now(UTC),
             window=window,
             rows=tuple(drawn[:rows]),
-            versions=len(drawn),
+            versions=max(len(drawn), self.traffic.count(window)),
             requests=total.requests,
             tokens_per_second=total.completion_tokens / total.seconds,
-            engines=(self._base_engine(resident), *map(_merged_engine, self.merged())),
+            engines=(self._base_engine(resident), *map(_merged_engine, self._merged())),
             residency=None if resident is None else self.resident_document(resident),
             advice=tuple(self.advice()),
         )
 
     def advice(self) -> list[Advice]:
-        """What the last quarter of an hour says of lanes and pins. Reads reports that are new."""
-        resident = self.residency.current()
-        figures = self.traffic.figures(QUARTER)
-        merged = list(self.merged())
+        """What the last quarter of an hour says of lanes and pins."""
+        resident = self.cache.current()
+        figures = self.traffic.figures(QUARTER, most=_JUDGED)
+        merged = list(self._merged())
         around = self._surroundings(figures, resident, merged)
         return advise(self._seen(figures, resident, merged), around)
 
-    async def residency_document(self) -> ResidencyDocument:
+    async def residency(self) -> ResidencyDocument:
         """Asked of the engine now; empty where it cannot say. Raises EngineError."""
-        resident = await self.residency.fresh()
+        resident = await self.cache.fresh()
         return ResidencyDocument() if resident is None else self.resident_document(resident)
+
+    async def prefetch(self, version: VersionRecord) -> Prefetched:
+        """Have the base's engine hold a hot version. Raises as Residency.prefetch, and
+        EngineUnavailable while the engine is not ready."""
+        seconds = await Residency().prefetch(self._engine.transport(), version.digest)
+        resident = await self.cache.fresh()
+        return Prefetched(
+            adapter=version.adapter,
+            number=version.number,
+            lane=Lane.HOT,
+            place=None if resident is None else resident.place(version.digest),
+            seconds=seconds,
+        )
+
+    def check_pin(self, version: VersionRecord) -> None:
+        """Raises Conflict where the engine has no slot left for one more pinned version."""
+        slots = self._engine.status().slots
+        if slots is not None and not self._pinned(TrafficKey(version.adapter, version.number, "")):
+            pinned = hot_pins(self._snapshot(), self.base.digest)
+            check_pins(len(pinned) + 1, slots)
 
     def resident_document(self, resident: Resident) -> ResidencyDocument:
         """A reading of the engine, with the registry's names."""
@@ -107,17 +164,19 @@ class Sight:
         """Every version that this base's engine may hold, under its label."""
         return [
             (f"{adapter.name}:{version.label}", version)
-            for adapter in self.snapshot().adapters.values()
+            for adapter in self._snapshot().adapters.values()
             for version in adapter.versions.values()
             if version.base_digest == self.base.digest
         ]
 
-    def _rows(self, window: float, total: Figures, resident: Resident | None) -> list[TopRow]:
-        figures = self.traffic.figures(window)
-        running = dict(self.in_flight())
+    def _rows(
+        self, window: float, total: Figures, resident: Resident | None, most: int
+    ) -> list[TopRow]:
+        figures = self.traffic.figures(window, most=most)
+        running = dict(self._in_flight())
         rows = [
-            self._row(key, seen, total, running.pop((key.adapter, key.number), 0), resident)
-            for key, seen in sorted(figures.items(), key=lambda item: -item[1].tokens)
+            self._row(key, seen, total, self._taken(running, key), resident)
+            for key, seen in figures.items()
         ]
         for (adapter, number), count in sorted(running.items(), key=lambda item: -item[1]):
             if count > 0:
@@ -159,20 +218,26 @@ class Sight:
             shadow=seen.shadow,
         )
 
+    def _taken(self, running: dict[tuple[str, int | None], int], key: TrafficKey) -> int:
+        """What of `running` belongs to the lane of this key, which takes it."""
+        if key.lane != self._lane(key.adapter, key.number):
+            return 0
+        return running.pop((key.adapter, key.number), 0)
+
     def _version(self, key: TrafficKey) -> VersionRecord | None:
-        adapter = self.snapshot().adapters.get(key.adapter)
+        adapter = self._snapshot().adapters.get(key.adapter)
         if adapter is None or key.number is None:
             return None
         return adapter.versions.get(key.number)
 
     def _pinned(self, key: TrafficKey) -> bool:
-        adapter = self.snapshot().adapters.get(key.adapter)
+        adapter = self._snapshot().adapters.get(key.adapter)
         deployment = None if adapter is None else adapter.deployments.get(key.number or 0)
         return deployment is not None and deployment.pinned
 
     def _lane(self, adapter: str, number: int | None) -> str:
         """Where a version is served by what the registry says."""
-        record = self.snapshot().adapters.get(adapter)
+        record = self._snapshot().adapters.get(adapter)
         if record is None or number not in record.versions:
             return BASE
         deployment = record.deployments.get(number)
@@ -180,7 +245,7 @@ class Sight:
         return (lane or record.versions[number].lane).value
 
     def _base_engine(self, resident: Resident | None) -> TopEngine:
-        status = self.engine.status()
+        status = self._engine.status()
         slots = status.slots if resident is None else len(resident.slots)
         return TopEngine(
             id=status.id,
@@ -189,12 +254,12 @@ class Sight:
             state=status.state.value,
             in_flight=sum(
                 count
-                for (adapter, number), count in self.in_flight().items()
+                for (adapter, number), count in self._in_flight().items()
                 if self._lane(adapter, number) != Lane.MERGED
             ),
             slots=slots,
             slots_used=None if resident is None else _used(resident),
-            queue=self.residency.queue(),
+            queue=self.cache.queue(),
         )
 
     def _seen(
@@ -205,13 +270,13 @@ class Sight:
     ) -> list[Seen]:
         """Every version that has traffic, a merged engine or a pin, in its lane of now."""
         total = self.traffic.total(QUARTER)
-        models = self.measured.of(self.snapshot())
+        models = self._measured.candidates()
         memory = {state.digest: state.memory_bytes for state in merged}
         found: list[Seen] = []
         for _, version in self._versions():
             if version.method == MERGED_MODEL:
                 continue
-            adapter = self.snapshot().adapters[version.adapter]
+            adapter = self._snapshot().adapters[version.adapter]
             deployment = adapter.deployments.get(version.number)
             lane = version.lane if deployment is None else deployment.lane
             key = TrafficKey(version.adapter, version.number, lane.value if lane else "")
@@ -245,7 +310,7 @@ class Sight:
         resident: Resident | None,
         merged: Sequence[MergedState],
     ) -> Surroundings:
-        status = self.engine.status()
+        status = self._engine.status()
         age = datetime.now(UTC) - status.since
         ready = status.state is EngineState.READY
         return Surroundings(
@@ -257,11 +322,25 @@ class Sight:
             load_seconds=_each(resident),
             evictions=0 if resident is None else resident.evictions,
             at_once=sum(one.busy for key, one in figures.items() if key.lane != Lane.MERGED),
-            free_bytes=self.free_bytes(),
+            free_bytes=self._free_bytes(),
             merged_per_token=_median(
                 [one.per_token_p50 for key, one in figures.items() if key.lane == Lane.MERGED]
             ),
         )
+
+
+def hot_pins(snapshot: Snapshot, base_digest: str) -> list[str]:
+    """The digests that a base's engine is to keep in slots, by adapter and version."""
+    return [
+        version.digest
+        for _, adapter in sorted(snapshot.adapters.items())
+        for number, version in sorted(adapter.versions.items())
+        if version.base_digest == base_digest
+        and version.lane is Lane.HOT
+        and (deployment := adapter.deployments.get(number)) is not None
+        and deployment.pinned
+        and deployment.lane is Lane.HOT
+    ]
 
 
 def _merged_engine(state: MergedState) -> TopEngine:

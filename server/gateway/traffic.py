@@ -175,16 +175,24 @@ class Traffic:
             self._keys.move_to_end(key)
         return rings
 
-    def figures(self, window: float) -> dict[TrafficKey, Figures]:
-        """By key, those with requests in the last `window` seconds (MINUTE or QUARTER)."""
+    def figures(self, window: float, *, most: int | None = None) -> dict[TrafficKey, Figures]:
+        """By key, of those with requests in the last `window` seconds (MINUTE or QUARTER), the
+        `most` with the most tokens, in that order. Time is spent on those only."""
         now, seconds = self._clock(), self._covered(window)
-        found: dict[TrafficKey, Figures] = {}
         with self._mutex:
-            for key, rings in self._keys.items():
-                slices = rings.rings[window].within(now)
-                if slices:
-                    found[key] = _summed(slices, seconds)
-        return found
+            found = [
+                (key, slices)
+                for key, rings in self._keys.items()
+                if (slices := rings.rings[window].within(now))
+            ]
+            found.sort(key=lambda item: -sum(one.prompt + one.completion for one in item[1]))
+            return {key: _summed(slices, seconds) for key, slices in found[:most]}
+
+    def count(self, window: float) -> int:
+        """How many keys had requests in the last `window` seconds."""
+        now = self._clock()
+        with self._mutex:
+            return sum(bool(rings.rings[window].within(now)) for rings in self._keys.values())
 
     def total(self, window: float) -> Figures:
         """The same over everything, keys that were forgotten included."""

@@ -97,9 +97,12 @@ class ResidencyEndpoints:
         if self._engine is None:
             return _not_here()
         most = int(self._engine.vllm_config.lora_config.max_loras) - 1
-        refused = dict.fromkeys(body.names[most:], f"no more than {most} can be pinned")
+        refused: dict[str, str] = {}
         adapters: list[tuple[str, int, str]] = []
-        for name in body.names[:most]:
+        for name in body.names:
+            if len(adapters) == most:
+                refused[name] = f"no more than {most} can be pinned"
+                continue
             found = await self._loaded(name)
             if isinstance(found, str):
                 refused[name] = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from adapters.errors import UsageError
+from adapters.lanes.models import LaneChange
 from adapters.models import TagChange
 from adapters.references import parse_reference
 from server.cli.complete import adapter_names, references
@@ -17,20 +18,36 @@ from server.cli.session import Session, pass_session
 @click.argument("name", shell_complete=adapter_names)
 @pass_session
 def history(session: Session, name: str) -> None:
-    """List every move of every tag of adapter NAME."""
-    changes = session.backend().history(name)
+    """List what became of adapter NAME: tags that moved, deployments, routes, rollbacks."""
+    backend = session.backend()
+    tags, lanes = backend.history(name), backend.lane_history(name)
+    # Both are in their own order; sorting keeps it where times are the same.
+    both: list[TagChange | LaneChange] = [*tags, *lanes]
+    changes = sorted(both, key=lambda change: change.at)
     if session.json:
-        emit_json([_document(name, change) for change in changes])
+        emit_json([_line_document(name, change) for change in changes])
     elif not changes:
-        say(f"No tag of {clean(name)} has ever moved.")
+        say(f"No tag of {clean(name)} has ever moved, and nobody has deployed it.")
     else:
-        table(
-            ("time", "tag", "from", "to", "by", "reason"),
-            [
-                (local_time(c.at), c.tag, _label(c.old), _label(c.new), c.actor, c.reason)
-                for c in changes
-            ],
-        )
+        headers = ("time", "what", "of", "from", "to", "by", "reason")
+        table(headers, [_cells(change) for change in changes])
+
+
+def _cells(change: TagChange | LaneChange) -> tuple[str, ...]:
+    when = local_time(change.at)
+    if isinstance(change, TagChange):
+        old, new = _label(change.old), _label(change.new)
+        return (when, "tag", change.tag, old, new, change.actor, change.reason)
+    return (
+        *(when, change.kind, change.subject, change.old or "-", change.new or "-"),
+        *(change.actor, change.reason),
+    )
+
+
+def _line_document(name: str, change: TagChange | LaneChange) -> dict[str, object]:
+    if isinstance(change, TagChange):
+        return {"kind": "tag", **_document(name, change)}
+    return {"name": name, **change.model_dump(mode="json")}
 
 
 @click.command(cls=Command)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from adapters.catalog import Catalog
 from adapters.registry.snapshot import SnapshotWatcher
 from server.cli.main import run
 from server.gateway.admin import admin_router
+from server.gateway.admin_lanes import LaneOperations
 from server.gateway.errors import install_error_handlers
+from tests.server.cli.scripted_lanes import ScriptedLanes
 
 ENGINES = [{"id": "e1", "kind": "external", "base": "tiny", "state": "ready", "restarts": 0}]
 
@@ -110,7 +112,12 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def admin_server(store: Path, *, require_key: bool = False) -> Iterator[str]:
+def admin_server(
+    store: Path,
+    *,
+    require_key: bool = False,
+    lanes: Callable[[Catalog], LaneOperations] = ScriptedLanes,
+) -> Iterator[str]:
     """The admin API of a store as the gateway mounts it; yields the server's URL."""
     watcher = SnapshotWatcher(store)
     watcher.start()
@@ -123,6 +130,7 @@ def admin_server(store: Path, *, require_key: bool = False) -> Iterator[str]:
                     catalog,
                     refresh=watcher.refresh,
                     engines=lambda: list(ENGINES),
+                    lanes=lanes(catalog),
                     require_admin_key=require_key,
                 )
             )

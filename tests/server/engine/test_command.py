@@ -8,9 +8,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+import server.engine.command as command_module
 from adapters.models import BaseRecord, Quantization
 from server.engine.capacity import Capacity
-from server.engine.command import engine_command, worker_threads
+from server.engine.command import (
+    EngineCommand,
+    engine_command,
+    merged_command,
+    worker_threads,
+)
+from server.engine.memory import GIB, MemoryPlan
 from server.settings import ServeSettings
 
 
@@ -42,6 +49,48 @@ def test_the_engine_is_told_of_a_quantization_that_config_json_does_not_name(
     assert "--enable-lora" in argv
     for other in (None, facts.model_copy(update={"beside": None})):
         assert "--quantization" not in arguments(tmp_path, other)
+
+
+def merged(tmp_path: Path, **values: object) -> EngineCommand:
+    given = {"store": tmp_path, "base": "b", "merged_kv_cache_gib": 3, **values}
+    return merged_command(
+        ServeSettings.model_validate(given),
+        tmp_path / "model",
+        "sha256:" + "c" * 64,
+        MemoryPlan(2 * GIB, GIB, 0, GIB),
+        quantization=Quantization(method="awq", beside="quant_config.json"),
+        engine_id="x",
+        socket=tmp_path / "s",
+        log=tmp_path / "l",
+    )
+
+
+def test_a_merged_engine_takes_no_adapters_and_has_its_own_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")
+    command = merged(tmp_path, max_model_len=99, engine_arguments=["--seed", "7"])
+    argv = command.argv
+    assert not [argument for argument in argv if "lora" in argument]
+    assert argv[argv.index("--served-model-name") + 1] == "sha256-" + "c" * 64
+    assert argv[argv.index("--quantization") + 1] == "awq"
+    assert argv[argv.index("--max-model-len") + 1] == "99"
+    assert argv[-2:] == ("--seed", "7")
+    assert "--enforce-eager" in argv
+    assert command.environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in command.environment
+
+
+def test_a_gpu_of_known_size_is_shared_as_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = "--gpu-memory-utilization"
+    assert flag not in merged(tmp_path, device_memory_gib=16).argv
+    monkeypatch.setattr(command_module, "on_cpu", lambda: False)
+    assert flag not in merged(tmp_path).argv
+    argv = merged(tmp_path, device_memory_gib=16).argv
+    assert argv[argv.index(flag) + 1] == "0.2500"
+    assert "--enforce-eager" not in argv
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,17 @@ from server.gateway.compositions import Compositions
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.placing import Placing
+from server.gateway.pool_metrics import PoolCollector
+from server.gateway.reconciling import Reconciler
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.gateway.scripted import (
+    BASE_DIGEST,
     BIG,
     PIRATE,
     PIRATE_2,
     Gateway,
+    Registry,
     ScriptedEngine,
     base_record,
     example_snapshot,
@@ -34,6 +38,7 @@ from tests.server.gateway.scripted import (
     serving,
     store_blob,
 )
+from tests.server.gateway.scripted_pool import ScriptedPlaces
 
 
 @pytest.fixture
@@ -55,28 +60,39 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         first_token_timeout=0.5,
         request_timeout=1.5,
         connect_timeout=1,
+        merged_wait=1.0,
+        merged_idle=0,
     )
     external = ExternalEngine(
         EngineAddress.parse(f"unix:{engine.socket}"), "tiny", connect_timeout=1, start_timeout=5
     )
     await external.start()
     metrics = GatewayMetrics(CollectorRegistry(), adapters=10)
-    snapshot = example_snapshot()
+    registry = Registry(example_snapshot())
+    places = ScriptedPlaces(tmp_path)
+    pool = places.pool(settings)
+    placing = Placing(base_record(), external, StoreLayout(tmp_path), quantized=False)
+    reconciler = Reconciler(registry.current, placing, pool, external, BASE_DIGEST)
     state = GatewayState(
         settings=settings,
         base=base_record(),
         engine=external,
-        snapshot=lambda: snapshot,
+        snapshot=registry.current,
         compositions=Compositions(
-            Catalog(tmp_path), lambda: snapshot, lambda: None, limit=0, timeout=0.5
+            Catalog(tmp_path), registry.current, lambda: None, limit=0, timeout=0.5
         ),
         metrics=metrics,
         documents=ServingDocuments(StoreLayout(tmp_path)),
-        placing=Placing(base_record(), external, StoreLayout(tmp_path), quantized=False),
-        lanes=Lanes(external),
+        placing=placing,
+        lanes=Lanes(external, pool, wait=settings.merged_wait),
+        keep_up=reconciler.keep_up,
     )
-    metrics.registry.register(StateCollector(external, "tiny", lambda: snapshot))
+    metrics.registry.register(StateCollector(external, "tiny", registry.current))
+    metrics.registry.register(PoolCollector(pool, models=10))
+    # What is deployed from here on is new.
+    reconciler.keep_up()
     app = create_app(state, APIRouter(), no_lifespan)
     async with serving(app) as url, aiohttp.ClientSession() as client:
-        yield Gateway(url, state, client)
+        yield Gateway(url, state, client, registry, places, pool)
+    await pool.close()
     await external.stop()

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import uvicorn
@@ -27,7 +27,11 @@ from adapters.registry.snapshot import Snapshot
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
+from server.engine.pool import EnginePool
 from server.gateway.state import GatewayState
+
+if TYPE_CHECKING:
+    from tests.server.gateway.scripted_pool import ScriptedPlaces
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BASE_DIGEST = "sha256:" + "b" * 64
@@ -198,13 +202,33 @@ async def stream(request: web.Request, document: dict[str, Any]) -> web.StreamRe
     return await sse(request, [chunk("a"), chunk("b"), USAGE, DONE])
 
 
+class Registry:
+    """The snapshot that the gateway sees; a test puts another one in its place."""
+
+    def __init__(self, snapshot: Snapshot):
+        self.snapshot = snapshot
+
+    def current(self) -> Snapshot:
+        return self.snapshot
+
+    def change(self, adapter: str, **values: Any) -> None:
+        """A newer snapshot in which the adapter has these fields instead."""
+        old = self.snapshot
+        adapters = dict(old.adapters)
+        adapters[adapter] = adapters[adapter].model_copy(update=values)
+        self.snapshot = Snapshot(old.bases, adapters, old.generation + 1)
+
+
 @dataclass
 class Gateway:
-    """The gateway under test: where it is, and its metrics."""
+    """The gateway under test: where it is, its metrics, its registry and its merged engines."""
 
     url: str
     state: GatewayState
     client: aiohttp.ClientSession
+    registry: Registry
+    places: ScriptedPlaces
+    pool: EnginePool
 
     def post(self, path: str, **keywords: Any) -> Any:
         return self.client.post(self.url + path, **keywords)

@@ -20,6 +20,7 @@ from server.gateway.admin import admin_router
 from server.gateway.errors import install_error_handlers
 from tests.adapters.registry.small_intake import SmallIntake, write_base, write_source
 from tests.server.cli.command_line import serving
+from tests.server.cli.scripted_lanes import ScriptedLanes
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def app(catalog: Catalog, watcher: SnapshotWatcher) -> FastAPI:
             catalog,
             refresh=watcher.refresh,
             engines=list,
+            lanes=ScriptedLanes(catalog),
             require_admin_key=False,
         )
     )
@@ -184,7 +186,7 @@ def test_documentation_describes_every_route(app: FastAPI) -> None:
         if path.startswith("/admin/v1/")
         for operation in methods.values()
     ]
-    assert len(operations) == 29
+    assert len(operations) == 44
     for operation in operations:
         assert operation["summary"]
         assert operation["security"] == [{"HTTPBearer": []}]

@@ -31,6 +31,7 @@ from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
 from tests.server.gateway.scripted import ScriptedEngine, no_lifespan, serving
+from tests.server.gateway.scripted_pool import ScriptedPlaces
 
 
 @pytest.fixture(scope="module")
@@ -177,19 +178,23 @@ async def url(place: Place, tmp_path: Path) -> AsyncIterator[str]:
         EngineAddress.parse(f"unix:{scripted.socket}"), "tiny", connect_timeout=1, start_timeout=5
     )
     await engine.start()
+    settings = ServeSettings(store=tmp_path, base="tiny")
+    pool = ScriptedPlaces(tmp_path).pool(settings)
     state = GatewayState(
-        settings=ServeSettings(store=tmp_path, base="tiny"),
+        settings=settings,
         base=place.catalog.base("tiny"),
         engine=engine,
         snapshot=lambda: place.watcher.current,
         compositions=place.compositions(),
         documents=ServingDocuments(place.catalog.layout),
         placing=Placing(place.catalog.base("tiny"), engine, place.catalog.layout, quantized=False),
-        lanes=Lanes(engine),
+        lanes=Lanes(engine, pool, wait=1),
+        keep_up=lambda: None,
         metrics=GatewayMetrics(CollectorRegistry(), adapters=10),
     )
     async with serving(create_app(state, APIRouter(), no_lifespan)) as address:
         yield address
+    await pool.close()
     await engine.stop()
     await scripted.stop()
 

@@ -7,8 +7,13 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.gateway.canary_metrics import CanaryMetrics
+from server.gateway.degeneration import Degeneration
+from server.gateway.judging import Reason
+from server.gateway.observing import Role
 from server.gateway.reference import settings_reference
 from server.gateway.routes import ENGINE_ROUTES
+from tests.server.gateway.lane_cases import MODEL, merged, until
 from tests.server.gateway.scripted import Gateway, ScriptedEngine, sse
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -28,6 +33,16 @@ async def test_the_metrics_are_documented(gateway: Gateway, engine: ScriptedEngi
     async with gateway.post("/v1/completions", json={"model": "pirate", "stream": True}) as answer:
         await answer.read()
     await gateway.settled("adapterctl_completion_tokens_total", 2, adapter="pirate")
+    own = CanaryMetrics(gateway.state.metrics)
+    own.rolled_back("pirate", Reason.ERRORS)
+    own.rollback_failed("pirate")
+    own.degenerate("pirate", Role.CANARY, Degeneration.EMPTY)
+    own.scored("pirate", Role.CANARY, 1.0)
+    own.copied("pirate", "ok")
+    own.compared("pirate", 1.0, same=True)
+    merged(gateway)
+    gateway.state.keep_up()
+    await until(lambda: gateway.pool.ready(MODEL))
     async with gateway.get("/metrics") as response:
         families = text_string_to_metric_families(await response.text())
     found = set()

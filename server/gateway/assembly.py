@@ -1,0 +1,216 @@
+"""The server's parts, put together: engines, lanes, metrics, who looks on, the application.
+
+Who hears of ended requests is said in `assemble`; what runs beside requests in `Parts.follow`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from adapters.catalog import Catalog
+from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
+from adapters.registry.snapshot import Snapshot, SnapshotWatcher
+from adapters.serving.stored import ServingDocuments
+from adapters.store.layout import StoreLayout
+from server.engine.capacity import Capacity, hot_versions, plan_capacity
+from server.engine.command import EngineCommand, engine_command
+from server.engine.engines import Engine, ExternalEngine
+from server.engine.memory import GIB, BasePlan, memory_limit
+from server.engine.pool import EnginePool
+from server.engine.process import Spawner
+from server.engine.standby import STANDBY_BYTES, StandbySpawner, has_room
+from server.engine.stored import merged_pool
+from server.engine.supervisor import SupervisedEngine
+from server.engine.transport import EngineAddress
+from server.gateway.admin_lanes import LaneOperations
+from server.gateway.compositions import Compositions
+from server.gateway.copying import Copying
+from server.gateway.lanes import Lanes
+from server.gateway.measured import MeasuredModels
+from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.placing import Placing
+from server.gateway.pool_metrics import PoolCollector
+from server.gateway.reconciling import Reconciler
+from server.gateway.residents import ResidencyCollector
+from server.gateway.running import RunningLanes, free_bytes, merged_states
+from server.gateway.settle import Answering
+from server.gateway.state import GatewayState
+from server.gateway.top import Sight
+from server.gateway.watching import Watching
+from server.settings import ServeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is served, and where things lie: given, before anything is made."""
+
+    settings: ServeSettings
+    base: BaseRecord
+    descriptor: BaseDescriptor
+    catalog: Catalog
+    watcher: SnapshotWatcher
+    # A short, private directory for sockets.
+    runtime: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that runs; `stop` ends it."""
+
+    engine: Engine
+    pool: EnginePool
+    standby: StandbySpawner
+    reconciler: Reconciler
+    sight: Sight
+    watching: Watching
+    state: GatewayState
+    # What the admin API asks of the running server.
+    operations: LaneOperations
+
+    async def follow(self) -> None:
+        """What goes on beside requests once the engine is there; until cancelled."""
+        self.sight.start()
+        try:
+            async with self.watching.running():
+                await self.reconciler.run()
+        finally:
+            await self.sight.close()
+
+    async def stop(self) -> None:
+        """End every engine; requests have ended before."""
+        await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
+
+
+def assemble(serving: Serving) -> Parts:
+    """Make every part; nothing is started."""
+    settings, base, watcher = serving.settings, serving.base, serving.watcher
+    layout = StoreLayout(settings.store)
+
+    def snapshot() -> Snapshot:
+        return watcher.current
+
+    # What waits is in what the engines leave of the limit: a start takes it, or ends it.
+    standby = StandbySpawner(
+        layout.logs / "standby.log",
+        enough_memory=lambda: has_room() and free_bytes(pool) >= STANDBY_BYTES,
+    )
+    engine = _base_engine(serving, standby)
+    pool = _pool(serving, engine, standby)
+    quantized = serving.descriptor.quantization is not None
+    placing = Placing(base, engine, layout, quantized=quantized)
+    reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
+    lanes = Lanes(engine, pool, wait=settings.merged_wait)
+    documents = ServingDocuments(layout)
+    metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
+    in_flight: Counter[Answering] = Counter()
+    sight = Sight(
+        base,
+        engine,
+        snapshot,
+        MeasuredModels(layout, settings.merged_kv_cache_gib * GIB),
+        merged=lambda: merged_states(pool),
+        in_flight=lambda: in_flight,
+        free_bytes=lambda: free_bytes(pool),
+    )
+    watching = Watching(
+        settings,
+        snapshot,
+        serving.catalog.roll_back_route,
+        Copying(placing, lanes, documents),
+        metrics,
+        tell=sight.traffic.observe,
+    )
+    collectors = (
+        StateCollector(engine, base.name, snapshot),
+        PoolCollector(pool, models=settings.metric_adapters),
+        ResidencyCollector(sight.cache, base.name, snapshot, metrics.label),
+    )
+    for collector in collectors:
+        metrics.registry.register(collector)
+    state = GatewayState(
+        settings=settings,
+        base=base,
+        engine=engine,
+        snapshot=snapshot,
+        compositions=Compositions(
+            serving.catalog,
+            snapshot,
+            watcher.refresh,
+            limit=settings.max_compositions,
+            timeout=settings.first_token_timeout,
+        ),
+        metrics=metrics,
+        documents=documents,
+        placing=placing,
+        lanes=lanes,
+        keep_up=reconciler.keep_up,
+        withdrawn=watching.withdrawn,
+        in_flight=in_flight,
+        observers=[sight.traffic.observe, watching.observe],
+    )
+    return Parts(
+        engine=engine,
+        pool=pool,
+        standby=standby,
+        reconciler=reconciler,
+        sight=sight,
+        watching=watching,
+        state=state,
+        operations=RunningLanes(state, pool, sight),
+    )
+
+
+def _base_engine(serving: Serving, spawner: Spawner) -> Engine:
+    settings, base = serving.settings, serving.base
+    if settings.engine_url is not None:
+        return ExternalEngine(
+            EngineAddress.parse(settings.engine_url),
+            base.name,
+            connect_timeout=settings.connect_timeout,
+            start_timeout=settings.start_timeout,
+        )
+    logs = StoreLayout(settings.store).logs
+    logs.mkdir(parents=True, exist_ok=True)
+    socket, log = serving.runtime / "engine.sock", logs / "engine.log"
+
+    def command(capacity: Capacity, engine_id: str) -> EngineCommand:
+        return engine_command(
+            settings,
+            base,
+            capacity,
+            quantization=serving.descriptor.quantization,
+            engine_id=engine_id,
+            socket=socket,
+            log=log,
+        )
+
+    return SupervisedEngine(
+        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command, spawner
+    )
+
+
+def _hot(serving: Serving) -> list[VersionRecord]:
+    return hot_versions(serving.watcher.current.adapters.values(), serving.base.digest)
+
+
+def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
+    settings, base = serving.settings, serving.base
+    plan = BasePlan(settings, Path(base.path), serving.descriptor)
+
+    def base_bytes() -> int:
+        if settings.engine_url is not None:
+            return 0  # Somebody else's: what it takes is not free, and so not in the limit.
+        return plan.plan(engine.capacity, _hot(serving)).total
+
+    return merged_pool(
+        settings,
+        serving.runtime,
+        limit=memory_limit(settings),
+        base=base_bytes,
+        spawner=spawner,
+    )

@@ -1,0 +1,144 @@
+"""The last requests of one version on one lane, and their figures."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from server.gateway.answer_text import read_answer
+from server.gateway.degeneration import Degeneration, degeneration
+from server.gateway.observing import Observation, Role
+from server.gateway.route_status import SideStatus
+
+# Outcomes that are not the client's own doing, nor of the request as such.
+_FAULTS = frozenset(
+    {
+        "engine_error",
+        "engine_unavailable",
+        "engine_timeout",
+        "engine_died",
+        "engine_start_failed",
+        "adapter_not_loadable",
+        "base_mismatch",
+        "not_deployed",
+        "internal_error",
+    }
+)
+# Those of an engine that is down for everybody it serves.
+ENGINE_DOWN = frozenset({"engine_unavailable", "engine_died", "engine_start_failed"})
+# Tokens from which on a time per token means something.
+_FEWEST_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request: times are in seconds, None where they were not measured.
+
+    `whole` and `whole_per_token` are of answers that did not come as a stream, which tell their
+    first token's time nowhere. `read`: the answer's text is known; `why`: what is wrong with it.
+    """
+
+    outcome: str
+    failed: bool
+    first_token: float | None = None
+    per_token: float | None = None
+    whole: float | None = None
+    whole_per_token: float | None = None
+    read: bool = False
+    why: Degeneration | None = None
+
+    @classmethod
+    def of(cls, o: Observation) -> Sample | None:
+        """None where it tells nothing: the client hung up, or asked for what cannot be."""
+        if o.outcome in _FAULTS or o.outcome.startswith("engine_5"):
+            # vLLM fails like this where a log-probability is NaN.
+            read = o.answer is not None and read_answer(o.answer) is not None
+            why = Degeneration.NOT_FINITE if read else None
+            return cls(o.outcome, failed=True, read=read, why=why)
+        if o.outcome != "ok":
+            return None
+        enough = o.completion_tokens >= _FEWEST_TOKENS
+        if o.first_token is not None:
+            rest = (o.seconds - o.first_token) / (o.completion_tokens - 1) if enough else None
+            times = {"first_token": o.first_token, "per_token": rest}
+        else:
+            each = o.seconds / o.completion_tokens if enough else None
+            times = {"whole": o.seconds, "whole_per_token": each}
+        answer = None if o.answer is None else read_answer(o.answer)
+        read = answer is not None
+        why = None if answer is None else degeneration(answer)
+        return cls(o.outcome, False, **times, read=read, why=why)
+
+
+Measure = Callable[[Sample], float | None]
+
+
+class Side:
+    """One version on one lane under one route: its last `window` requests, and their scores."""
+
+    def __init__(self, number: int, lane: str, role: Role, window: int):
+        self.number = number
+        self.lane = lane
+        self.role = role
+        self.requests = 0
+        self.scored = 0
+        self.samples: deque[Sample] = deque(maxlen=window)
+        # Nats per token, by the stable version.
+        self.scores: deque[float] = deque(maxlen=window)
+
+    def add(self, sample: Sample) -> None:
+        """One more request."""
+        self.requests += 1
+        self.samples.append(sample)
+
+    def add_score(self, nats: float) -> None:
+        """One more answer was scored."""
+        self.scored += 1
+        self.scores.append(nats)
+
+    def values(self, measure: Measure) -> list[float]:
+        """What was measured, of the requests where it was."""
+        return [value for sample in self.samples if (value := measure(sample)) is not None]
+
+    @property
+    def failed(self) -> int:
+        return sum(sample.failed for sample in self.samples)
+
+    @property
+    def read(self) -> int:
+        return sum(sample.read for sample in self.samples)
+
+    @property
+    def degenerate(self) -> int:
+        return sum(sample.why is not None for sample in self.samples)
+
+    def absurd(self, limit: float) -> int:
+        """Scores beyond `limit` nats per token."""
+        return sum(score > limit for score in self.scores)
+
+    def status(self, verdict: str, limit: float | None) -> SideStatus:
+        """For people; `limit` None: nothing is absurd yet."""
+        reasons = Counter(s.why.value for s in self.samples if s.why is not None)
+        return SideStatus(
+            number=self.number,
+            lane=self.lane,
+            role=self.role,
+            requests=self.requests,
+            window=len(self.samples),
+            errors=self.failed,
+            first_token=_median(self.values(lambda s: s.first_token)),
+            per_token=_median(self.values(lambda s: s.per_token or s.whole_per_token)),
+            read=self.read,
+            degenerate=self.degenerate,
+            degenerate_by=dict(reasons),
+            scored=len(self.scores),
+            absurd=0 if limit is None else self.absurd(limit),
+            nats=_median(list(self.scores)),
+            verdict=verdict,
+        )
+
+
+def _median(values: list[float]) -> float | None:
+    return median(values) if values else None
