@@ -23,7 +23,7 @@ from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
 from server.engine.pool import EnginePool
 from server.engine.process import Spawner
-from server.engine.standby import StandbySpawner
+from server.engine.standby import STANDBY_BYTES, StandbySpawner, has_room
 from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
@@ -83,8 +83,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
-        await asyncio.gather(self.pool.close(), self.engine.stop())
-        await self.standby.close()
+        await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
 
 
 def assemble(serving: Serving) -> Parts:
@@ -95,7 +94,11 @@ def assemble(serving: Serving) -> Parts:
     def snapshot() -> Snapshot:
         return watcher.current
 
-    standby = StandbySpawner(layout.logs / "standby.log")
+    # What waits is in what the engines leave of the limit: a start takes it, or ends it.
+    standby = StandbySpawner(
+        layout.logs / "standby.log",
+        enough_memory=lambda: has_room() and free_bytes(pool) >= STANDBY_BYTES,
+    )
     engine = _base_engine(serving, standby)
     pool = _pool(serving, engine, standby)
     quantized = serving.descriptor.quantization is not None
@@ -204,5 +207,10 @@ def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
             return 0  # Somebody else's: what it takes is not free, and so not in the limit.
         return plan.plan(engine.capacity, _hot(serving)).total
 
-    limit = memory_limit(settings)
-    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes, spawner=spawner)
+    return merged_pool(
+        settings,
+        serving.runtime,
+        limit=memory_limit(settings),
+        base=base_bytes,
+        spawner=spawner,
+    )

@@ -182,8 +182,7 @@ class Sending:
 
         Never the same one, started again: what may have killed it does not get it twice.
         """
-        other = self._ways.shared if hold.lane == MERGED else self._ways.merged
-        if other is None or self._failed:
+        if self._failed or not self._lanes.stands_in(self._ways, hold.lane):
             return False
         hold.release()
         self._failed.add(hold.lane)
