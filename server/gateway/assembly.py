@@ -84,8 +84,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
-        await asyncio.gather(self.pool.close(), self.engine.stop())
-        await self.standby.close()
+        await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
 
 
 def assemble(serving: Serving) -> Parts:
@@ -206,5 +205,10 @@ def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
             return standby  # Somebody else's: what it takes is not free, and so not in the limit.
         return plan.plan(engine.capacity, _hot(serving)).total + standby
 
-    limit = memory_limit(settings)
-    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes, spawner=spawner)
+    return merged_pool(
+        settings,
+        serving.runtime,
+        limit=memory_limit(settings),
+        base=base_bytes,
+        spawner=spawner,
+    )
