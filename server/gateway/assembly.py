@@ -205,10 +205,5 @@ def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
             return standby  # Somebody else's: what it takes is not free, and so not in the limit.
         return plan.plan(engine.capacity, _hot(serving)).total + standby
 
-    return merged_pool(
-        settings,
-        serving.runtime,
-        limit=memory_limit(settings),
-        base=base_bytes,
-        spawner=spawner,
-    )
+    limit = memory_limit(settings)
+    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes, spawner=spawner)

@@ -137,7 +137,7 @@ async def test_pins_are_told_once_and_again_to_an_engine_that_was_restarted(
             gateway.registry.current,
             gateway.state.placing,
             gateway.pool,
-            running,  # type: ignore[arg-type]
+            running,
             BASE_DIGEST,
         )
         task = asyncio.create_task(reconciler.run())
