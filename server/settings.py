@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -88,6 +88,12 @@ class ServeSettings(Frozen):
     )
     engine_arguments: tuple[str, ...] = Field(
         (), description="Further arguments for vLLM, appended as they are."
+    )
+    engine_start: Literal["standby", "fork", "spawn"] = Field(
+        "standby",
+        description="How engines start on a CPU: `standby` keeps a process (0.6 GiB) that only "
+        "lacks the model, where memory allows; `fork` imports vLLM once for an engine's processes; "
+        "`spawn` in each of them, as vLLM does by itself and as always with a GPU.",
     )
     start_timeout: Seconds = Field(600, description="Seconds an engine may take to become ready.")
     stop_timeout: Seconds = Field(

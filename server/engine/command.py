@@ -14,6 +14,7 @@ from adapters.bases.engine_limits import on_cpu
 from adapters.models import BaseRecord, Quantization
 from adapters.store.layout import engine_name
 from server.engine.capacity import Capacity
+from server.engine.launch import LAUNCH_MODULE, START_VARIABLE
 from server.engine.memory import GIB, MemoryPlan
 from server.settings import ServeSettings
 
@@ -126,7 +127,7 @@ def _command(
     arguments: list[str], environment: Mapping[str, str], socket: Path, log: Path
 ) -> EngineCommand:
     return EngineCommand(
-        argv=(sys.executable, "-m", "server.engine.launch", str(os.getpid()), *arguments),
+        argv=(sys.executable, "-m", LAUNCH_MODULE, str(os.getpid()), *arguments),
         environment=environment,
         socket=socket,
         log=log,
@@ -137,6 +138,7 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
     own = {
         "ADAPTERCTL_ENGINE_STORE": str(settings.store.resolve()),
         "ADAPTERCTL_ENGINE_ID": engine_id,
+        START_VARIABLE: settings.engine_start if can_fork() else "spawn",
         # By default one request may ask for 16,384 answers at once.
         "VLLM_MAX_N_SEQUENCES": os.environ.get("VLLM_MAX_N_SEQUENCES", "64"),
         # One that takes this long was made for it; the ones registered were tried under five
@@ -152,6 +154,15 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
         own["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
         own.update(_reserved_cores())
     return {**os.environ, **own}
+
+
+def can_fork() -> bool:
+    """Whether vLLM's processes may be forked of one that has imported it.
+
+    Not with a GPU (a forked process cannot use CUDA that its parent initialized, and nobody tried
+    it here), nor on macOS (its system libraries do not survive a fork).
+    """
+    return sys.platform == "linux" and on_cpu()
 
 
 def cores() -> int:

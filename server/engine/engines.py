@@ -41,6 +41,13 @@ class EngineStatus(Frozen):
     max_rank: int | None
     detail: str
 
+    @property
+    def again(self) -> bool:
+        """Whether it was ready before and is coming back."""
+        return self.state is EngineState.DOWN or (
+            self.state is EngineState.STARTING and self.restarts > 0
+        )
+
 
 class Engine(Protocol):
     """An engine that serves one base and its hot adapters."""

@@ -3,9 +3,10 @@
 The kernel kills this process when the process that started it dies, however that dies; the
 flag survives the exec. vLLM's own children get the same flag from `server.vllm_plugin`.
 
-On Linux with the CPU build of vLLM this becomes `server.vllm_plugin.warm`, which imports once for
-all three processes; with `--standby` in place of vLLM's arguments, one that waits for them.
-Elsewhere, and with ADAPTERCTL_ENGINE_START=spawn, it becomes vLLM's API server at once.
+Where ADAPTERCTL_ENGINE_START says so (`server.engine.command` sets it) this becomes
+`server.vllm_plugin.warm`, which imports once for all three processes; with `--standby` in place of
+vLLM's arguments, one that waits for them. Otherwise it becomes vLLM's API server. It imports
+little: everything is imported again after the exec.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
 
-from adapters.bases.engine_limits import on_cpu
 from server.engine.binding import worker_environment
 
 LAUNCH_MODULE = "server.engine.launch"
@@ -41,22 +40,13 @@ def die_with_parent(parent: int) -> None:
         sys.exit("adapterctl: the server that started this engine is gone")
 
 
-def can_fork(environment: Mapping[str, str]) -> bool:
-    """Whether vLLM's processes may be forked of one that has imported it.
-
-    Not with a GPU (a forked process cannot use CUDA that its parent initialized, and nobody
-    tried it here), nor on macOS (its system libraries do not survive a fork).
-    """
-    return sys.platform == "linux" and on_cpu() and environment.get(START_VARIABLE) != "spawn"
-
-
 def main() -> None:
     """Tie this process to its parent, then become vLLM or what becomes vLLM."""
     parent, arguments = int(sys.argv[1]), sys.argv[2:]
     die_with_parent(parent)
     environment = dict(os.environ)
     module = VLLM_MODULE
-    if can_fork(environment):
+    if environment.get(START_VARIABLE, "spawn") != "spawn":
         module = WARM_MODULE
         environment = worker_environment(os.environ)
         changed = {

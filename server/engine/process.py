@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,20 +26,33 @@ class EngineProcess:
     def __init__(self, process: asyncio.subprocess.Process):
         self._process = process
         self.pid = process.pid
+        # Set by who waits for it.
+        self.became_ready = False
 
     @classmethod
     async def spawn(cls, command: EngineCommand) -> EngineProcess:
         """Start the command; raises EngineStartFailed when that is not possible at all."""
         # A socket file left by a killed run makes vLLM's bind fail.
         command.socket.unlink(missing_ok=True)
+        return await cls.execute(command.argv, command.environment, command.log)
+
+    @classmethod
+    async def execute(
+        cls,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        stdin: int = asyncio.subprocess.DEVNULL,
+    ) -> EngineProcess:
+        """Run any program as an engine is run; raises EngineStartFailed."""
         try:
-            with command.log.open("ab") as log:
+            with log.open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    *command.argv,
-                    env=dict(command.environment),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    *argv,
+                    env=dict(environment),
+                    stdin=stdin,
+                    stdout=output,
+                    stderr=output,
                     # A session of its own: a Ctrl-C in the terminal is for the server, which
                     # then stops the engine in order; and the session names all descendants.
                     start_new_session=True,
@@ -51,6 +65,11 @@ class EngineProcess:
     def exit_code(self) -> int | None:
         """None while it runs; negative: ended by that signal."""
         return self._process.returncode
+
+    @property
+    def ended_unready(self) -> bool:
+        """Whether it ended before it could answer: something is wrong with how it was started."""
+        return self.exit_code is not None and not self.became_ready
 
     async def wait(self) -> int:
         """Until the main process has ended."""

@@ -137,6 +137,7 @@ class SupervisedEngine:
             EngineAddress("http://engine", command.socket), self._settings.connect_timeout
         )
         await self._until_ready(command, self._process, self._transport)
+        self._process.became_ready = True
         self._set(EngineState.READY)
 
     async def _until_ready(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from adapters.bases.engine_limits import on_cpu
 from adapters.catalog import Catalog
 from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
@@ -22,6 +23,8 @@ from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
 from server.engine.pool import EnginePool
+from server.engine.process import Spawner
+from server.engine.standby import STANDBY_BYTES, StandbySpawner
 from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
@@ -62,6 +65,7 @@ class Parts:
 
     engine: Engine
     pool: EnginePool
+    standby: StandbySpawner
     reconciler: Reconciler
     sight: Sight
     watching: Watching
@@ -80,7 +84,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
-        await asyncio.gather(self.pool.close(), self.engine.stop())
+        await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
 
 
 def assemble(serving: Serving) -> Parts:
@@ -91,8 +95,9 @@ def assemble(serving: Serving) -> Parts:
     def snapshot() -> Snapshot:
         return watcher.current
 
-    engine = _base_engine(serving)
-    pool = _pool(serving, engine)
+    standby = StandbySpawner(layout.logs / "standby.log")
+    engine = _base_engine(serving, standby)
+    pool = _pool(serving, engine, standby)
     quantized = serving.descriptor.quantization is not None
     placing = Placing(base, engine, layout, quantized=quantized)
     reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
@@ -148,6 +153,7 @@ def assemble(serving: Serving) -> Parts:
     return Parts(
         engine=engine,
         pool=pool,
+        standby=standby,
         reconciler=reconciler,
         sight=sight,
         watching=watching,
@@ -156,7 +162,7 @@ def assemble(serving: Serving) -> Parts:
     )
 
 
-def _base_engine(serving: Serving) -> Engine:
+def _base_engine(serving: Serving, spawner: Spawner) -> Engine:
     settings, base = serving.settings, serving.base
     if settings.engine_url is not None:
         return ExternalEngine(
@@ -181,7 +187,7 @@ def _base_engine(serving: Serving) -> Engine:
         )
 
     return SupervisedEngine(
-        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command
+        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command, spawner
     )
 
 
@@ -189,13 +195,15 @@ def _hot(serving: Serving) -> list[VersionRecord]:
     return hot_versions(serving.watcher.current.adapters.values(), serving.base.digest)
 
 
-def _pool(serving: Serving, engine: Engine) -> EnginePool:
+def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
     settings, base = serving.settings, serving.base
     plan = BasePlan(settings, Path(base.path), serving.descriptor)
+    standby = STANDBY_BYTES if settings.engine_start == "standby" and on_cpu() else 0
 
     def base_bytes() -> int:
         if settings.engine_url is not None:
-            return 0  # Somebody else's: what it takes is not free, and so not in the limit.
-        return plan.plan(engine.capacity, _hot(serving)).total
+            return standby  # Somebody else's: what it takes is not free, and so not in the limit.
+        return plan.plan(engine.capacity, _hot(serving)).total + standby
 
-    return merged_pool(settings, serving.runtime, limit=memory_limit(settings), base=base_bytes)
+    limit = memory_limit(settings)
+    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes, spawner=spawner)

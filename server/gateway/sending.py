@@ -11,6 +11,7 @@ import aiohttp
 from starlette.requests import Request
 
 from adapters.errors import AdapterctlError, EngineTimeout, EngineUnavailable, NotDeployed
+from server.engine.transport import EngineTransport
 from server.gateway.body import encode
 from server.gateway.lanes import MERGED, Hold, Lanes
 from server.gateway.placing import Ways
@@ -96,6 +97,8 @@ class Sending:
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
         self._wait = wait
+        # Lanes that took nothing of it although they seemed ready.
+        self._failed: set[str] = set()
         self.hold: Hold | None = None
 
     async def send(
@@ -104,33 +107,65 @@ class Sending:
         """The engine's answer as far as its headers; `hold` says whose it is.
 
         An engine that took nothing of it (nobody listens any more) is passed over for another
-        one that can answer it. What an engine has taken is never sent again.
+        one that can answer it. So is, once, one that died before it answered anything, where the
+        other lane has the same version: nobody has seen a byte, and an answer changes nothing.
         """
-        failed: set[str] = set()
         while True:
-            hold = self.hold = await self._held(failed)
+            hold = self.hold = await self._held()
             document["model"] = hold.engine_model
             self._exchange.sent(hold.lane, self._clock() - self._began)
             try:
                 sending = hold.transport.send("POST", path, body=encode(document), headers=headers)
                 return await self._client.or_gone(sending, timeout, _discard)
             except EngineUnavailable:
-                self.release()
-                if hold.lane in failed or not self._another_way(hold):
+                if not await self.passed_over():
                     raise
-                failed.add(hold.lane)
+            except LOST:
+                if not self._stood_in_for(hold):
+                    raise
+
+    async def passed_over(self) -> bool:
+        """The engine has taken nothing of the request: whether it may be sent again.
+
+        Then another lane is next, or the base's engine is there again. Raises EngineUnavailable
+        where waiting for that does not help.
+        """
+        hold = self.hold
+        assert hold is not None
+        hold.release()
+        if hold.lane == MERGED or self._ways.merged is not None:
+            first = hold.lane not in self._failed
+            self._failed.add(hold.lane)
+            return first
+        if self._left() <= 0:
+            return False
+        await self._back(hold.transport)
+        return True
 
     def release(self) -> None:
         """Nothing of it is left at the engine; further calls change nothing."""
         if self.hold is not None:
             self.hold.release()
 
-    async def _held(self, failed: set[str]) -> Hold:
-        hold = self._lanes.at_once(self._ways, failed)
+    def _left(self) -> float:
+        return max(0.0, self._began + self._wait - self._clock())
+
+    async def _back(self, dead: EngineTransport | None = None) -> None:
+        left = self._left()
+        back = self._lanes.back(wait=left, dead=dead)
+        await self._client.or_gone(back, left + _GRACE)
+
+    async def _held(self) -> Hold:
+        try:
+            hold = self._lanes.at_once(self._ways, self._failed)
+        except EngineUnavailable:
+            # Raises where waiting does not help.
+            await self._back()
+            hold = self._lanes.at_once(self._ways, self._failed)
         if hold is not None:
             return hold
-        left = max(0.0, self._began + self._wait - self._clock())
-        starting = self._lanes.started(self._ways, wait=left, failed=failed)
+        left = self._left()
+        starting = self._lanes.started(self._ways, wait=left, failed=self._failed)
         try:
             # The pool ends the waiting by itself, with the reason.
             return await self._client.or_gone(starting, left + _GRACE, Hold.release)
@@ -140,10 +175,18 @@ class Sending:
             if now == self._ways:
                 raise
             self._ways = now
-            return await self._held(failed)
+            return await self._held()
 
-    def _another_way(self, hold: Hold) -> bool:
-        return hold.lane == MERGED or self._ways.merged is not None
+    def _stood_in_for(self, hold: Hold) -> bool:
+        """The engine died with the request: whether another one is to answer it.
+
+        Never the same one, started again: what may have killed it does not get it twice.
+        """
+        if self._failed or not self._lanes.stands_in(self._ways, hold.lane):
+            return False
+        hold.release()
+        self._failed.add(hold.lane)
+        return True
 
 
 def _discard(response: aiohttp.ClientResponse) -> None:

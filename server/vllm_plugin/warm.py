@@ -73,10 +73,16 @@ class Warm:
         """Reads the launcher's message; call before anything heavy is imported."""
         launched = json.loads(os.environ.pop(WARM_VARIABLE))
         self._cpus = set(launched["cpus"])
-        self._changed: dict[str, str | None] = launched["changed"]
         # Torch's OpenMP library, loaded before Python began, has bound this thread already.
-        self.pinned = os.sched_getaffinity(0)
-        self._worker = {name: os.environ[name] for name in OPENMP if name in self._changed}
+        self._pinned = os.sched_getaffinity(0)
+        self._started = dict(os.environ)
+        self._set_by_imports: dict[str, str] = {}
+        # The engine's environment as it was before the launcher added the worker's.
+        self.original = dict(os.environ)
+        for name, value in launched["changed"].items():
+            del self.original[name]
+            if value is not None:
+                self.original[name] = value
         # Other packages bring OpenMP libraries of their own, which would bind it again.
         os.environ.pop("GOMP_CPU_AFFINITY", None)
 
@@ -93,24 +99,17 @@ class Warm:
             # It must find the command line's memory while the environment's is where it was.
             setproctitle.getproctitle()
         os.sched_setaffinity(0, self._cpus)
-        self._worker = {**os.environ, **self._worker}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """The engine's environment as it was before the launcher added the worker's."""
-        original = dict(os.environ)
-        for name, value in self._changed.items():
-            original.pop(name, None)
-            if value is not None:
-                original[name] = value
-        return original
+        self._set_by_imports = {
+            name: value for name, value in os.environ.items() if self._started.get(name) != value
+        }
 
     def fork(self, environment: Mapping[str, str]) -> None:
-        """Take the environment, and fork engine core and worker; both return SystemExit."""
-        core = {name: value for name, value in self._worker.items() if name not in OPENMP}
+        """Take the environment, fork engine core and worker; in these it raises SystemExit."""
+        worker = {**self._started, **self._set_by_imports}
+        core = {name: value for name, value in worker.items() if name not in OPENMP}
         core.update({name: environment[name] for name in OPENMP if name in environment})
-        forking.replace_environment(environment)
-        forking.fork_chain([core, self._worker], self.pinned)
+        forking.replace_environment({**environment, **self._set_by_imports})
+        forking.fork_chain([core, worker], self._pinned)
 
 
 def main() -> None:
@@ -118,9 +117,9 @@ def main() -> None:
     warm = Warm()
     arguments = sys.argv[1:]
     warm.import_modules()
-    environment = warm.environment
+    environment = warm.original
     if arguments == [STANDBY]:
-        arguments, environment = _wait_for_order(environment)
+        arguments, environment = wait_for_order(environment)
     from server.vllm_plugin.patches import start_forked_processes
 
     start_forked_processes()
@@ -131,7 +130,7 @@ def main() -> None:
     serve()
 
 
-def _wait_for_order(environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+def wait_for_order(environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The arguments and the environment of the engine to become; its log is opened."""
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rwb") as lines:
         _say(lines, {"ready": os.getpid()})
