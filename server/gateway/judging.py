@@ -78,7 +78,7 @@ def _findings(limits: Limits, canary: Side, stable: Side | None) -> Iterator[tup
 
 def _errors(limits: Limits, canary: Side, stable: Side | None) -> Iterator[tuple[Verdict, float]]:
     of, bad = len(canary.samples), canary.failed
-    if stable is not None and len(stable.samples) >= limits.least:
+    if stable is not None and stable.samples:
         against: Counted | None = (stable.failed, len(stable.samples))
     else:
         against = None
@@ -95,7 +95,7 @@ def _degenerate(
     limits: Limits, canary: Side, stable: Side | None
 ) -> Iterator[tuple[Verdict, float]]:
     against: Counted | None = None
-    if stable is not None and stable.read >= limits.least:
+    if stable is not None and stable.read:
         against = (stable.degenerate, stable.read)
     kinds = sorted({why.value.replace("_", " ") for why in canary.texts if why is not None})
     what = f"answers degenerate ({', '.join(kinds)})"

@@ -168,6 +168,16 @@ async def test_without_any_stable_request_a_broken_canary_is_still_taken_back() 
     assert "nothing to compare" in watched.registry.reasons[0]
 
 
+async def test_few_stable_requests_are_better_than_none() -> None:
+    """Both are silent half of the time; the stable version has only had six requests."""
+    watched = Watched()
+    for number in range(6):
+        watched.canaries.observe(replace(STABLE, answer=EMPTY if number % 2 else GOOD))
+    for number in range(60):
+        watched.canaries.observe(replace(CANARY, answer=EMPTY if number % 2 else GOOD))
+    assert not watched.withdrawn()
+
+
 async def test_without_a_stable_request_the_shared_engines_death_is_nobodys_fault() -> None:
     watched = Watched()
     for _ in range(40):
