@@ -165,7 +165,7 @@ class _Bench:
             settings,
             path,
             "sha256:" + "0" * 64,
-            plan_merged(settings, open_base(path), None),
+            plan_merged(settings, open_base(path)),
             engine_id=engine_id,
             socket=socket,
             log=log,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from adapters.bases.engine_limits import on_cpu
 from adapters.catalog import Catalog
 from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
@@ -23,7 +24,7 @@ from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
 from server.engine.pool import EnginePool
 from server.engine.process import Spawner
-from server.engine.standby import StandbySpawner
+from server.engine.standby import STANDBY_BYTES, StandbySpawner
 from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
@@ -83,8 +84,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
-        await asyncio.gather(self.pool.close(), self.engine.stop())
-        await self.standby.close()
+        await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
 
 
 def assemble(serving: Serving) -> Parts:
@@ -198,11 +198,12 @@ def _hot(serving: Serving) -> list[VersionRecord]:
 def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
     settings, base = serving.settings, serving.base
     plan = BasePlan(settings, Path(base.path), serving.descriptor)
+    standby = STANDBY_BYTES if settings.engine_start == "standby" and on_cpu() else 0
 
     def base_bytes() -> int:
         if settings.engine_url is not None:
-            return 0  # Somebody else's: what it takes is not free, and so not in the limit.
-        return plan.plan(engine.capacity, _hot(serving)).total
+            return standby  # Somebody else's: what it takes is not free, and so not in the limit.
+        return plan.plan(engine.capacity, _hot(serving)).total + standby
 
     limit = memory_limit(settings)
     return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes, spawner=spawner)

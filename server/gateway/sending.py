@@ -107,7 +107,8 @@ class Sending:
         """The engine's answer as far as its headers; `hold` says whose it is.
 
         An engine that took nothing of it (nobody listens any more) is passed over for another
-        one that can answer it. What an engine has taken is never sent again.
+        one that can answer it. So is, once, one that died before it answered anything, where the
+        other lane has the same version: nobody has seen a byte, and an answer changes nothing.
         """
         while True:
             hold = self.hold = await self._held()
@@ -117,17 +118,18 @@ class Sending:
                 sending = hold.transport.send("POST", path, body=encode(document), headers=headers)
                 return await self._client.or_gone(sending, timeout, _discard)
             except EngineUnavailable:
-                if not await self.passed_over():
+                if not await self._passed_over(hold):
+                    raise
+            except LOST:
+                if not self._stood_in_for(hold):
                     raise
 
-    async def passed_over(self) -> bool:
+    async def _passed_over(self, hold: Hold) -> bool:
         """The engine has taken nothing of the request: whether it may be sent again.
 
         Then another lane is next, or the base's engine is there again. Raises EngineUnavailable
         where waiting for that does not help.
         """
-        hold = self.hold
-        assert hold is not None
         hold.release()
         if hold.lane == MERGED or self._ways.merged is not None:
             first = hold.lane not in self._failed
@@ -172,6 +174,17 @@ class Sending:
                 raise
             self._ways = now
             return await self._held()
+
+    def _stood_in_for(self, hold: Hold) -> bool:
+        """The engine died with the request: whether another one is to answer it.
+
+        Never the same one, started again: what may have killed it does not get it twice.
+        """
+        if self._failed or not self._lanes.stands_in(self._ways, hold.lane):
+            return False
+        hold.release()
+        self._failed.add(hold.lane)
+        return True
 
 
 def _discard(response: aiohttp.ClientResponse) -> None:

@@ -55,7 +55,12 @@ def watcher(catalog: Catalog) -> Iterator[SnapshotWatcher]:
 
 
 @pytest.fixture(scope="module")
-def url(catalog: Catalog, watcher: SnapshotWatcher) -> Iterator[str]:
+def lanes(catalog: Catalog, watcher: SnapshotWatcher) -> Watching:
+    return Watching(catalog, watcher)
+
+
+@pytest.fixture(scope="module")
+def url(catalog: Catalog, watcher: SnapshotWatcher, lanes: Watching) -> Iterator[str]:
     app = FastAPI()
     install_error_handlers(app)
     app.include_router(
@@ -63,7 +68,7 @@ def url(catalog: Catalog, watcher: SnapshotWatcher) -> Iterator[str]:
             catalog,
             refresh=watcher.refresh,
             engines=list,
-            lanes=Watching(catalog, watcher),
+            lanes=lanes,
             require_admin_key=False,
         )
     )
@@ -97,6 +102,17 @@ def test_a_change_is_in_the_snapshot_when_it_is_answered(
     history = ask(url, "GET", "/admin/v1/adapters/bot/lanes/history")[1]
     assert {line["actor"] for line in history} == {"admin"}
     assert [line["kind"] for line in history][-1] == "undeploy"
+
+
+def test_a_pin_that_no_slot_is_left_for_is_refused(
+    url: str, lanes: Watching, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "full", True)
+    status, answer, _ = ask(url, "PUT", "/admin/v1/pins/other:v2")
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+    assert "9 adapters would be pinned" in answer["error"]["message"]
+    assert catalog.adapter("other").deployments == {}
+    assert ask(url, "DELETE", "/admin/v1/pins/other:v2")[0] == 200
 
 
 def test_prefetch_knows_what_another_process_has_just_done(url: str, catalog: Catalog) -> None:

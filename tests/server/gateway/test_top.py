@@ -283,11 +283,15 @@ def test_pins_of_the_hot_lane_go_to_the_engine() -> None:
 async def test_one_slot_stays_free_of_pins(sight: Sight) -> None:
     pirate, weighty = SNAPSHOT.adapters["pirate"], SNAPSHOT.adapters["weighty"]
     sight.check_pin(pirate.versions[2])
-    full = deployed(SNAPSHOT, *(_pinned(record, n) for record, n in ((pirate, 2), (weighty, 1))))
-    sight._snapshot = lambda: full
-    # It is pinned already: nothing is to change.
-    sight.check_pin(pirate.versions[1])
     extra = weighty.versions[1].model_copy(update={"number": 3, "digest": "sha256:" + "a" * 64})
+    more = weighty.model_copy(update={"versions": {**weighty.versions, 3: extra}})
+    known = Snapshot(SNAPSHOT.bases, {**SNAPSHOT.adapters, "weighty": more}, 2)
+    full = deployed(known, *(_pinned(record, n) for record, n in ((pirate, 2), (more, 1))))
+    sight._snapshot = lambda: full
+    # It is pinned already, it has an engine of its own, it is another base's: no slot is asked for.
+    sight.check_pin(pirate.versions[1])
+    sight.check_pin(more.versions[2])
+    sight.check_pin(SNAPSHOT.adapters["elsewhere"].versions[1])
     with pytest.raises(Conflict, match="4 adapters would be pinned, 4 slots"):
         sight.check_pin(extra)
 

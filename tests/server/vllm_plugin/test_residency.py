@@ -23,21 +23,21 @@ from server.vllm_plugin import WORKER_EXTENSION
 from server.vllm_plugin.residency import ResidentAdapters, Watch
 
 
-class Models(LRUCacheLoRAModelManager):
+class Models(LRUCacheLoRAModelManager):  # type: ignore[misc]  # vLLM is untyped here
     """vLLM's manager of a model without layers: caches and slots, nothing to compute."""
 
     def __init__(self, slots: int, capacity: int):
         self.lora_config = SimpleNamespace(max_loras=slots, max_cpu_loras=capacity)
         self._registered_adapters = AdapterLRUCache(capacity, self.deactivate_adapter)
         self._active_adapters = AdapterLRUCache(slots, self._deactivate_adapter)
-        self.lora_index_to_id = [None] * slots
-        self.modules = {}
+        self.lora_index_to_id: list[int | None] = [None] * slots
+        self.modules: dict[str, Any] = {}
 
     def _add_adapter(self, lora: Any) -> None:
         self._registered_adapters[lora.id] = lora
 
 
-class Manager(LRUCacheWorkerLoRAManager):
+class Manager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]  # vLLM is untyped here
     """vLLM's worker manager whose adapters come from nowhere."""
 
     def __init__(self, slots: int, capacity: int):
