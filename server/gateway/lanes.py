@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from weakref import WeakKeyDictionary
 
 from adapters.errors import EngineUnavailable
 from adapters.frozen import Lane
@@ -24,6 +25,8 @@ MERGED = Lane.MERGED.value
 # Seconds in which a pool notices that an engine of its own is dead, and how often to look.
 _NOTICED_WITHIN = 2.0
 _LOOK_AGAIN = 0.05
+# Seconds in which an engine that says its core is dead ends by itself, and its supervisor sees it.
+_ENDS_WITHIN = 15.0
 # Seconds between two attempts to start a model's engine that nobody has to wait for.
 _ENSURE_EVERY = 2.0
 
@@ -65,6 +68,8 @@ class Lanes:
         self.wait = wait
         self._engine = engine
         self._pool = pool
+        # Connections to engines that answer, but only that their core is dead; until when.
+        self._dying: WeakKeyDictionary[EngineTransport, float] = WeakKeyDictionary()
         self._in_flight: Counter[str] = Counter()
         self._ensured: dict[str, float] = {}
 
@@ -124,6 +129,13 @@ class Lanes:
             return ways.shared is not None and self._engine.status().state is EngineState.READY
         return ways.merged is not None and self._pool.ready(ways.merged.digest)
 
+    def dying(self, transport: EngineTransport) -> None:
+        """The engine behind it has said that its core is dead: nobody else is sent there.
+
+        Whoever was told so may have killed it, and does not get another try.
+        """
+        self._dying[transport] = asyncio.get_running_loop().time() + _ENDS_WITHIN
+
     async def back(self, *, wait: float, dead: EngineTransport | None = None) -> None:
         """The base's engine after a failure: returns when it answers again.
 
@@ -136,10 +148,12 @@ class Lanes:
         while True:
             unnoticed = clock() - began < _NOTICED_WITHIN
             try:
-                if self._engine.transport() is not dead or not unnoticed:
+                if self._base_transport() is not dead or not unnoticed:
                     return
             except EngineUnavailable:
-                if not self._engine.status().again or clock() - began >= wait:
+                status = self._engine.status()
+                comes_back = status.again or status.state is EngineState.READY
+                if not comes_back or clock() - began >= wait:
                     raise
             await asyncio.sleep(_LOOK_AGAIN)
 
@@ -154,7 +168,7 @@ class Lanes:
 
     def _shared(self, ways: Ways) -> Hold:
         assert ways.shared is not None
-        transport = self._engine.transport()
+        transport = self._base_transport()
         return self._counted(ways.lane_of_shared, BASE, ways.shared, transport, lambda: None)
 
     def _ensure(self, model: MergedModel) -> None:
@@ -164,6 +178,15 @@ class Lanes:
             return
         self._ensured[model.digest] = now
         self._pool.ensure(model)
+
+    def _base_transport(self) -> EngineTransport:
+        transport = self._engine.transport()
+        if self._dying.get(transport, 0.0) > asyncio.get_running_loop().time():
+            raise EngineUnavailable(
+                "the engine has failed and is being started again; try again in 10 s",
+                retry_after=10,
+            )
+        return transport
 
     def _ready(self, model: MergedModel) -> Hold | None:
         held = self._pool.try_hold(model.digest)
