@@ -23,7 +23,7 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, Conflict, UsageError
 from adapters.jobs.launching import AT_ONCE_VARIABLE
 from adapters.jobs.models import JobError, JobRecord, JobState
-from adapters.registry.heavy_import import interrupt_deferred
+from adapters.registry.heavy_import import interrupt_deferred, kept_from_collecting
 from adapters.store.job_files import WORK_NAME, take_job_lock
 from quantize.jobs.context import JobContext, Rejected
 from quantize.jobs.telling import Teller
@@ -128,7 +128,7 @@ def _at_once() -> int:
 def _work(catalog: Catalog, job: JobRecord, teller: Teller) -> dict[str, object]:
     # Not before its turn: torch takes seconds and hundreds of megabytes.
     teller.step("starting")
-    with interrupt_deferred():
+    with interrupt_deferred(), kept_from_collecting():
         from quantize.jobs.kinds import KINDS
         from quantize.merging.merge import Watcher
 

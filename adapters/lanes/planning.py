@@ -47,13 +47,14 @@ def wanted_lane(
 def fits(order: MergeOrder, record: MergeRecord) -> bool:
     """Whether a model that was made so is what the order would make, in all that it says.
 
-    What an order leaves at its default it does not say. Texts of the user's own are only known by
-    what became of them, so an order with such fits no record.
+    What an order leaves at its default it does not say, and a report alone is no property of a
+    model. Texts of the user's own are only known by what became of them: no record fits those.
     """
-    sure = order.quantize.calibration.path is None and (
-        order.evaluate is None or order.evaluate.task is None
+    return (
+        order.quantize.calibration.path is None
+        and _made_as(order, record)
+        and _good_enough(order, record)
     )
-    return sure and _made_as(order, record) and _good_enough(order, record)
 
 
 def _made_as(order: MergeOrder, record: MergeRecord) -> bool:
@@ -82,8 +83,10 @@ def _made_as(order: MergeOrder, record: MergeRecord) -> bool:
 def _good_enough(order: MergeOrder, record: MergeRecord) -> bool:
     """Whether its quality is known and within the order's gates, if it has any."""
     options = order.evaluate
-    if options is None:
+    if options is None or (options.max_kl is None and options.max_ppl_increase is None):
         return True
+    if options.task is not None:
+        return False
     for quality in record.quality:
         if options.max_kl is not None and (quality.kl is None or quality.kl > options.max_kl):
             return False

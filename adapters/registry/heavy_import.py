@@ -1,7 +1,8 @@
-"""Importing torch without being torn apart by Ctrl-C."""
+"""Importing torch: without being torn apart by Ctrl-C, and in as little time as can be."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -31,3 +32,20 @@ def interrupt_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
     if held:
         signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def kept_from_collecting() -> Iterator[None]:
+    """What the block makes stays for good, as modules do: garbage is not looked for among it.
+
+    An import makes hundreds of thousands of objects and hardly any garbage; looking through them
+    over and over is a fifth of the time that importing torch takes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()

@@ -6,7 +6,8 @@ import hashlib
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from quantize.merging.models import Merged, MergeReport, UsedWeights
 from quantize.merging.side_files import notes_on, side_files
 from quantize.merging.source import MergeSource, open_source
 from quantize.merging.workspace import REPORT, Workspace, check_out, written
-from quantize.merging.writing import seal_shard, write_shard
+from quantize.merging.writing import Begun, Writer, seal_shard
 
 # What a merge of the same inputs writes; raised when that changes, so that no run goes on from
 # shards of another kind.
@@ -122,22 +123,40 @@ def _write_shards(
         seal_shard(shard, space.path)
         space.finish(shard.name, measured, compared)
 
-    found: list[Measured] = []
+    found: dict[str, tuple[Measured, ...]] = {}
     # The disk finishes one shard while the next is computed.
-    with written(space.out), ThreadPoolExecutor(1) as sealer:
+    with (
+        written(space.out),
+        ThreadPoolExecutor(1) as sealer,
+        Writer(space.path, places, advance) as writer,
+    ):
         last: Future[None] | None = None
-        for shard in shards:
-            measured = space.finished(shard.name)
-            if measured is None:
-                measured = write_shard(shard, space.path, places, advance)
-                compared = () if others is None else compared_shard(shard, places, others)
-                if last is not None:
-                    last.result()
-                last = sealer.submit(seal, shard, measured, compared)
-            found.extend(measured)
+        # To compare takes memory as well: then it is one shard after the other.
+        for shard, begun in _begun(writer, open_shards, ahead=others is None):
+            found[shard.name] = begun.result()
+            compared = () if others is None else compared_shard(shard, places, others)
+            if last is not None:
+                last.result()
+            last = sealer.submit(seal, shard, found[shard.name], compared)
         if last is not None:
             last.result()
-    return tuple(found)
+    return tuple(
+        item
+        for shard in shards
+        for item in found.get(shard.name) or space.finished(shard.name) or ()
+    )
+
+
+def _begun(
+    writer: Writer, shards: Sequence[Shard], *, ahead: bool
+) -> Iterator[tuple[Shard, Begun]]:
+    """Every shard, begun; with `ahead` the one that follows it, too."""
+    waiting: deque[tuple[Shard, Begun]] = deque()
+    for shard in shards:
+        waiting.append((shard, writer.begin(shard)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _digest(

@@ -60,16 +60,9 @@ class Blocks:
 def write_shard(
     shard: Shard, folder: Path, places: Places, advance: Advance
 ) -> tuple[Measured, ...]:
-    """Write the shard into `folder`, under a hidden name until `seal_shard`; what was changed,
-    measured.
-
-    `advance` hears the bytes as they are written. Raises OSError for the target, BaseError for the
-    base, DamagedArtifact, and UsageError when the output dtype cannot hold a value.
-    """
-    with _part(shard, folder).open("wb", buffering=0) as file:
-        out = file.fileno()
-        os.posix_fallocate(out, 0, shard.size)
-        return _Writer(out, places, advance).write(shard)
+    """Write one shard into `folder`, under a hidden name until `seal_shard`; see `Writer`."""
+    with Writer(folder, places, advance) as writer:
+        return writer.begin(shard).result()
 
 
 def seal_shard(shard: Shard, folder: Path) -> None:
@@ -84,51 +77,63 @@ def _part(shard: Shard, folder: Path) -> Path:
     return folder / f".{shard.name}.part"
 
 
-class _Writer:
-    """Fills one file, its parameters in any order."""
+class Writer:
+    """Writes shards into `folder`, under hidden names until `seal_shard`, as a context manager.
 
-    def __init__(self, out: int, places: Places, advance: Advance) -> None:
-        self._out = out
+    `advance` hears the bytes as they are written. A shard may be begun before the one before it is
+    done: its parameters follow where threads would wait for the last of the other.
+    """
+
+    def __init__(self, folder: Path, places: Places, advance: Advance) -> None:
+        self._folder = folder
         self._places = places
         self._advance = advance
         self._lock = threading.Lock()
         self._whole = threading.Lock()
         self._stopped = threading.Event()
-        self._unflushed = 0
+        self._flusher = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(_THREADS, initializer=_one_thread_each)
+        self._begun: list[Begun] = []
 
-    def write(self, shard: Shard) -> tuple[Measured, ...]:
-        _write(self._out, memoryview(shard.header), 0)
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            # The first fault, or Ctrl-C: the others end at their next block.
+            self._stopped.set()
+        self._pool.shutdown(cancel_futures=kind is not None)
+        self._flusher.shutdown()
+        for begun in self._begun:
+            begun.close()
+
+    def begin(self, shard: Shard) -> Begun:
+        """The shard is on its way from now on. Raises OSError for the target."""
+        begun = Begun(_part(shard, self._folder), shard.size, self._flusher)
+        self._begun.append(begun)
+        _write(begun.out, memoryview(shard.header), 0)
         self._told(len(shard.header))
         at = len(shard.header)
-        with (
-            ThreadPoolExecutor(1) as flusher,
-            ThreadPoolExecutor(_THREADS, initializer=_one_thread_each) as pool,
-        ):
-            futures = []
-            for run in _runs(shard.slots):
-                futures.append(pool.submit(self._run, run, at, flusher))
-                at += sum(slot.size for slot in run)
-            try:
-                return tuple(found for found in map(Future.result, futures) if found is not None)
-            except BaseException:
-                # The first fault, or Ctrl-C: the others end at their next block.
-                self._stopped.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        parts: list[_Part] = []
+        for slots in _runs(shard.slots):
+            parts.append(_Part(slots, at, sum(slot.size for slot in slots)))
+            at += parts[-1].size
+        # The large ones first: what is left at the end is little, and no thread waits long.
+        order = sorted(parts, key=lambda part: part.size, reverse=True)
+        futures = {part.at: self._pool.submit(self._run, part, begun) for part in order}
+        begun.futures = [futures[part.at] for part in parts]
+        return begun
 
-    def _run(self, run: Sequence[Slot], at: int, flusher: ThreadPoolExecutor) -> Measured | None:
-        if run[0].copied:
-            _copy_run(run, self._out, at, self._told)
+    def _run(self, part: _Part, begun: Begun) -> Measured | None:
+        first = part.slots[0]
+        if first.copied:
+            _copy_run(part.slots, begun.out, part.at, self._told)
             measured = None
         else:
             # What needs a whole parameter in memory waits until no other does.
-            with nullcontext() if _by_rows(run[0], self._places) else self._whole:
-                measured = _write_values(run[0], self._out, at, self._places, self._told)
-        with self._lock:
-            self._unflushed += sum(slot.size for slot in run)
-            if self._unflushed >= _FLUSH:
-                self._unflushed = 0
-                flusher.submit(os.fdatasync, self._out)
+            with nullcontext() if _by_rows(first, self._places) else self._whole:
+                measured = _write_values(first, begun.out, part.at, self._places, self._told)
+        begun.flush(part.size)
         return measured
 
     def _told(self, count: int) -> None:
@@ -136,6 +141,53 @@ class _Writer:
             raise _StoppedError
         with self._lock:
             self._advance(count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one thread writes at once: slots that follow each other from byte `at` on."""
+
+    slots: Sequence[Slot]
+    at: int
+    size: int
+
+
+class Begun:
+    """A shard that is being written."""
+
+    def __init__(self, path: Path, size: int, flusher: ThreadPoolExecutor) -> None:
+        self.futures: list[Future[Measured | None]] = []
+        self._lock = threading.Lock()
+        self._flusher = flusher
+        self._flushing: Future[None] | None = None
+        self._unflushed = 0
+        self._file = path.open("wb", buffering=0)
+        self.out = self._file.fileno()
+        os.posix_fallocate(self.out, 0, size)
+
+    def result(self) -> tuple[Measured, ...]:
+        """Waits for all of it; what was changed, measured, in the order of the shard.
+
+        Raises OSError for the target, BaseError for the base, DamagedArtifact, and UsageError when
+        the output dtype cannot hold a value.
+        """
+        found = tuple(found for found in map(Future.result, self.futures) if found is not None)
+        self.close()
+        return found
+
+    def flush(self, count: int) -> None:
+        """So many bytes more were written, which the disk may take soon."""
+        with self._lock:
+            self._unflushed += count
+            if self._unflushed >= _FLUSH:
+                self._unflushed = 0
+                self._flushing = self._flusher.submit(os.fdatasync, self.out)
+
+    def close(self) -> None:
+        if self._flushing is not None:
+            # Its fault comes again when the shard is sealed.
+            self._flushing.exception()
+        self._file.close()
 
 
 class _StoppedError(Exception):

@@ -55,7 +55,7 @@ class Screen:
         """Replaces the picture; what does not fit on the screen is not shown."""
         columns, rows = shutil.get_terminal_size()
         shown = [fitting(line, columns) + _TO_END_OF_LINE for line in lines[:rows]]
-        sys.stdout.write(_HOME + "\r\n".join(shown) + _TO_END_OF_SCREEN)
+        sys.stdout.write(_HOME + "\n".join(shown) + _TO_END_OF_SCREEN)
         sys.stdout.flush()
 
     def quit_within(self, seconds: float) -> bool:

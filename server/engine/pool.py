@@ -73,15 +73,18 @@ class EnginePool:
         *,
         limit: int,
         base: Callable[[], int],
+        available: Callable[[], int] | None = None,
         grace: float = EVICTION_GRACE,
         interval: float = INTERVAL,
     ):
         """`prepare` is called in a thread, before each start; `limit` is for all engines, of which
-        the base's own takes `base()` bytes."""
+        the base's own takes `base()` bytes. `available` says what is free on the machine now: other
+        programs may have taken what was planned for engines; None: nobody else is there."""
         self._settings = settings
         self._prepare = prepare
         self._limit = limit
         self._base = base
+        self._available = available
         self._grace = grace
         self._interval = interval
         self._members: dict[str, Member] = {}
@@ -265,8 +268,7 @@ class EnginePool:
     async def _room_for(self, member: Member, plan: MemoryPlan) -> bool:
         """Wait until there is room; False where there is none, or nobody wants it any more."""
         while member.wished and not self._closed:
-            room = Room(self._limit, self._base(), self._settings.merged_engines)
-            occupants = self._occupants()
+            room, occupants = self._room(), self._occupants()
             answer, chosen = make_room(room, occupants, plan.total)
             if answer is Answer.FITS:
                 return True
@@ -283,6 +285,18 @@ class EnginePool:
                 self._leave(self._members[one.key])
             await self._change(self._grace)
         return False
+
+    def _room(self) -> Room:
+        base, others = self._base(), 0
+        if self._available is not None:
+            # Those that start have not taken theirs yet; those that are up are taken to have.
+            taken = [
+                m.plan.total
+                for m in self._members.values()
+                if m.plan is not None and m.state is not MergedState.STARTING
+            ]
+            others = max(0, self._limit - base - sum(taken) - self._available())
+        return Room(self._limit, base, self._settings.merged_engines, others)
 
     def _occupants(self) -> list[Occupant]:
         return [

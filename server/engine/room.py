@@ -35,11 +35,20 @@ class Occupant:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What there is for all engines: `limit` bytes, of which the base has `base`; `places`."""
+    """What there is for all engines: `limit` bytes, of which the base has `base`; `places`.
+
+    `others`: bytes within the limit that other programs have taken meanwhile.
+    """
 
     limit: int
     base: int
     places: int
+    others: int = 0
+
+    @property
+    def share(self) -> int:
+        """Bytes for merged engines, if none were up."""
+        return self.limit - self.base - self.others
 
 
 class Answer(Enum):
@@ -53,8 +62,8 @@ class Answer(Enum):
 
 def fits(room: Room, occupants: Sequence[Occupant], size: int) -> bool:
     """Whether `size` more bytes stay within the limit, and one more engine within the places."""
-    taken = room.base + sum(one.size for one in occupants)
-    return taken + size <= room.limit and len(occupants) < room.places
+    taken = sum(one.size for one in occupants)
+    return taken + size <= room.share and len(occupants) < room.places
 
 
 def make_room(
@@ -119,20 +128,22 @@ def refusal(room: Room, occupants: Sequence[Occupant], name: str, plan: MemoryPl
             f"the engine of {name} cannot be started beside the base's: how much memory the GPU "
             "has is not known; start the server with --device-memory-gib"
         )
+    needs = f"the engine of {name} needs {gib(plan.total)} GiB ({plan})"
+    others = f"other programs on this machine {gib(room.others)}" if room.others else ""
     if plan.total > room.limit - room.base:
         return (
-            f"the engine of {name} needs {gib(plan.total)} GiB ({plan}), and of "
-            f"{gib(room.limit)} GiB the base's engine leaves {gib(max(0, room.limit - room.base))}:"
-            " raise memory_gib, lower merged_kv_cache_gib, or requantize the model"
+            f"{needs}, and of {gib(room.limit)} GiB the base's engine leaves "
+            f"{gib(max(0, room.limit - room.base))}: raise memory_gib, lower merged_kv_cache_gib, "
+            "or requantize the model"
         )
     if len(occupants) >= room.places:
         return (
             f"the engine of {name} is one too many: merged_engines allows {room.places}, which "
             f"are {', '.join(holders) or 'none'}; raise it, or undeploy or unpin one"
         )
-    free = max(0, room.limit - room.base - sum(o.size for o in occupants))
+    free = max(0, room.share - sum(o.size for o in occupants))
+    taken = [f"the base's engine has {gib(room.base)}", *holders, *filter(None, [others])]
     return (
-        f"the engine of {name} needs {gib(plan.total)} GiB ({plan}); {gib(free)} of "
-        f"{gib(room.limit)} GiB are free: the base's engine has {gib(room.base)}, "
-        f"{', '.join(holders)}; raise memory_gib, or undeploy or unpin one"
+        f"{needs}; {gib(free)} of {gib(room.limit)} GiB are free: {', '.join(taken)}; "
+        f"{'end those' if room.others else 'raise memory_gib'}, or undeploy or unpin one"
     )

@@ -7,11 +7,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from adapters.bases.engine_limits import on_cpu
 from adapters.bases.quantized import declared_quantization
 from adapters.bases.shards import open_base
 from adapters.store.layout import StoreLayout, digest_hex
 from adapters.store.leases import EngineLease
 from server.engine.capacity import NO_ADAPTERS, Capacity
+from server.engine.cgroups import machine_memory
 from server.engine.command import EngineCommand, merged_command
 from server.engine.memory import MemoryPlan, plan_merged
 from server.engine.merged import MergedModel
@@ -101,7 +103,8 @@ def merged_pool(
     def prepare(model: MergedModel) -> StoredEngine:
         return StoredEngine(settings, layout, runtime, spawner, model)
 
-    return EnginePool(settings, prepare, limit=limit, base=base)
+    available = (lambda: machine_memory().available) if on_cpu() else None
+    return EnginePool(settings, prepare, limit=limit, base=base, available=available)
 
 
 def _prune_logs(log: Path) -> None:

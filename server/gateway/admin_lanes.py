@@ -49,6 +49,9 @@ class LaneOperations(Protocol):
         """Hot: loads the version into the engine and returns when it is there. Merged: begins the
         start of its engine and returns at once. Raises what a request for it would."""
 
+    def check_pin(self, reference: str) -> None:
+        """Raises Conflict where the base's engine has no slot left for one more pinned version."""
+
     async def residency(self) -> ResidencyDocument:
         """What the base's engine holds; raises EngineUnavailable while it is not ready."""
 
@@ -92,6 +95,8 @@ def _add_pin_routes(
 
     @router.put(path, summary="Keep a version in its slot, or its merged engine running")
     async def pin(request: Request, reference: str) -> DeploymentShown:
+        await run_in_threadpool(refresh)
+        lanes.check_pin(reference)
         running, actor = Running.of(lanes.merged()), actor_of(request)
         return await run_in_threadpool(repinned, catalog, reference, True, actor, running)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from adapters.bases.engine_limits import on_cpu
 from adapters.catalog import Catalog
 from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
@@ -23,7 +24,7 @@ from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
 from server.engine.pool import EnginePool
 from server.engine.process import Spawner
-from server.engine.standby import STANDBY_BYTES, StandbySpawner, has_room
+from server.engine.standby import STANDBY_BYTES, StandbySpawner
 from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
@@ -94,11 +95,7 @@ def assemble(serving: Serving) -> Parts:
     def snapshot() -> Snapshot:
         return watcher.current
 
-    # What waits is in what the engines leave of the limit: a start takes it, or ends it.
-    standby = StandbySpawner(
-        layout.logs / "standby.log",
-        enough_memory=lambda: has_room() and free_bytes(pool) >= STANDBY_BYTES,
-    )
+    standby = StandbySpawner(layout.logs / "standby.log")
     engine = _base_engine(serving, standby)
     pool = _pool(serving, engine, standby)
     quantized = serving.descriptor.quantization is not None
@@ -201,16 +198,12 @@ def _hot(serving: Serving) -> list[VersionRecord]:
 def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
     settings, base = serving.settings, serving.base
     plan = BasePlan(settings, Path(base.path), serving.descriptor)
+    standby = STANDBY_BYTES if settings.engine_start == "standby" and on_cpu() else 0
 
     def base_bytes() -> int:
         if settings.engine_url is not None:
-            return 0  # Somebody else's: what it takes is not free, and so not in the limit.
-        return plan.plan(engine.capacity, _hot(serving)).total
+            return standby  # Somebody else's: what it takes is not free, and so not in the limit.
+        return plan.plan(engine.capacity, _hot(serving)).total + standby
 
-    return merged_pool(
-        settings,
-        serving.runtime,
-        limit=memory_limit(settings),
-        base=base_bytes,
-        spawner=spawner,
-    )
+    limit = memory_limit(settings)
+    return merged_pool(settings, serving.runtime, limit=limit, base=base_bytes, spawner=spawner)

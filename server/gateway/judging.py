@@ -21,11 +21,13 @@ from server.gateway.windows import ENGINE_DOWN, Measure, Side
 # requests of it, all good. About one failure in 20 is what these can rule out (the rule of three:
 # none in n leaves at most 3/n, with 95 %).
 ASSUMED = 60
-# Nats per token beyond the median of the stable version's own answers; docs/canary.md has what
-# honest fine-tunes and broken ones were measured at.
-ABSURD = 3.0
-# Scores of the stable version's own answers that make a median.
+# How far on the way from the stable version's own answers to words in no order an answer may be;
+# docs/canary.md has what honest fine-tunes and broken ones were measured at. Not a number of nats:
+# a version that was trained hard on few forms finds all else, sense or not, less likely.
+ABSURD = 0.7
+# Scores of the stable version's own answers, and of words in no order, that make a median.
 FEWEST_SCORES = 5
+FEWEST_SALADS = 3
 
 
 # Bad ones, and of how many.
@@ -58,9 +60,11 @@ def judge(limits: Limits, canary: Side, stable: Side | None, look: int) -> Verdi
 
 def absurd_beyond(stable: Side | None) -> float | None:
     """Nats per token from which an answer counts as absurd; None: not known yet."""
-    if stable is None or len(stable.scores) < FEWEST_SCORES:
+    if stable is None or len(stable.scores) < FEWEST_SCORES or len(stable.salads) < FEWEST_SALADS:
         return None
-    return median(stable.scores) + ABSURD
+    own, salad = median(stable.scores), median(stable.salads)
+    # A version that makes no difference between the two cannot judge.
+    return None if salad <= own else own + ABSURD * (salad - own)
 
 
 def _findings(limits: Limits, canary: Side, stable: Side | None) -> Iterator[tuple[Verdict, float]]:
@@ -93,7 +97,7 @@ def _degenerate(
     against: Counted | None = None
     if stable is not None and stable.read >= limits.least:
         against = (stable.degenerate, stable.read)
-    kinds = sorted({s.why.value.replace("_", " ") for s in canary.samples if s.why is not None})
+    kinds = sorted({why.value.replace("_", " ") for why in canary.texts if why is not None})
     what = f"answers degenerate ({', '.join(kinds)})"
     bad = (canary.degenerate, canary.read)
     yield from _more(limits.least, limits.degenerate, bad, against, Reason.DEGENERATE, what)
@@ -110,7 +114,8 @@ def _absurd(limits: Limits, canary: Side, stable: Side) -> Iterator[tuple[Verdic
     ):
         words = (
             f"{verdict.words} (absurd: {median(canary.scores):.1f} nats per token by the stable "
-            f"version, its own answers {median(stable.scores):.1f})"
+            f"version; its own answers {median(stable.scores):.1f}, words in no order "
+            f"{median(stable.salads):.1f})"
         )
         yield Verdict(verdict.reason, words), chance
 

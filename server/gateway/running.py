@@ -71,6 +71,11 @@ class RunningLanes:
             engine=next(found, None),
         )
 
+    def check_pin(self, reference: str) -> None:
+        version = self._state.snapshot().resolve(reference).version
+        if version is not None:
+            self._sight.check_pin(version)
+
     async def residency(self) -> ResidencyDocument:
         return await self._sight.residency()
 

@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import dataclass
 
+from adapters.errors import AdapterctlError
 from server.gateway.answer_text import read_answer
 from server.gateway.canary import Canaries, Watch
 from server.gateway.copying import Copying
 from server.gateway.degeneration import degeneration
 from server.gateway.observing import Answered, Observation, Role
-from server.gateway.scoring import ScoreFailed, score
+from server.gateway.scoring import SALAD, ScoreFailed, score
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,11 @@ class Scorer:
             try:
                 document = await self._copying.document(asked, asked.stable)
                 nats = await score(hold, document, one.text)
-            except ScoreFailed as error:
+                salad = None
+                if nats is not None and self._canaries.salads_wanted(one.observation):
+                    salad = await score(hold, document, SALAD)
+            except (ScoreFailed, AdapterctlError) as error:
                 log.info("an answer of %s was not scored: %s", asked.reference, error)
                 return
         if nats is not None:
-            self._canaries.add_score(one.observation, nats)
+            self._canaries.add_score(one.observation, nats, salad)

@@ -1,10 +1,11 @@
 """How likely the stable version finds an answer: fluent nonsense has no other mark.
 
 An adapter of garbage weights answers in words, neither empty nor in a loop. The version that is
-known to be good can tell: scored by it, sane answers cost it a few nats per token, nonsense costs
-about what a token drawn at random does. The score of an answer is its mean negative
-log-probability per token (the logarithm of its perplexity under the stable version), given the
-end of its prompt. Done off the request path, one at a time and seldom (`canary_scores`).
+known to be good can tell: it finds them as unlikely as tokens drawn at random. The score of an
+answer is the mean negative log-probability, given the end of its prompt, of those of its tokens
+that it has for the first time: a token that was there before is predicted by mere copying, however
+absurd it is, so babble of few words would score better than honest prose. Done off the request
+path, one at a time and seldom (`scorer`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ ANSWER_TOKENS = 32
 # Fewer tell nothing.
 FEWEST_TOKENS = 4
 TIMEOUT = 60.0
+# Words in no order: what nonsense scores with this version, in any tokenizer.
+SALAD = (
+    "lantern of seldom gravel nine the whether copper sing under yesterday a fraction penguin "
+    "loudly because velvet to ladder forty absent and harbour quickly tax marble unless ginger "
+    "from orbit shy"
+)
 
 
 class ScoreFailed(Exception):
@@ -34,7 +41,7 @@ class ScoreFailed(Exception):
 
 
 async def score(hold: Hold, document: dict[str, Any], text: str) -> float | None:
-    """Nats per token of `text` as an answer to `document`, by the engine and version of `hold`.
+    """Nats per new token of `text`, as an answer to `document`, by the version of `hold`.
 
     None where there is too little to judge. `document` is what an engine would be sent for the
     scoring version. Raises ScoreFailed.
@@ -46,20 +53,20 @@ async def score(hold: Hold, document: dict[str, Any], text: str) -> float | None
         return None
     body = {"prompt": prompt + answer, "max_tokens": 1, "prompt_logprobs": 0, "temperature": 0}
     answered = await _post(hold, "/v1/completions", body)
-    return -_mean_logprob(answered, prompt, answer)
+    return _mean_nats(answered, prompt, answer)
 
 
-def _mean_logprob(answered: dict[str, Any], prompt: list[int], answer: list[int]) -> float:
+def _mean_nats(answered: dict[str, Any], prompt: list[int], answer: list[int]) -> float:
     try:
         ranked = answered["choices"][0]["prompt_logprobs"][len(prompt) :]
-        values = [
-            float(entry[str(token)]["logprob"]) for entry, token in zip(ranked, answer, strict=True)
-        ]
+        first_times: dict[int, float] = {}
+        for entry, token in zip(ranked, answer, strict=True):
+            first_times.setdefault(token, -float(entry[str(token)]["logprob"]))
     except (KeyError, IndexError, TypeError, ValueError):
         raise ScoreFailed("the engine gave no log-probabilities of the prompt") from None
-    if not all(math.isfinite(value) for value in values):
+    if not all(math.isfinite(nats) for nats in first_times.values()):
         raise ScoreFailed("the stable version's own log-probabilities are not finite")
-    return math.fsum(values) / len(values)
+    return math.fsum(first_times.values()) / len(first_times)
 
 
 async def _prompt_tokens(hold: Hold, document: dict[str, Any]) -> list[int]:

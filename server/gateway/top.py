@@ -136,9 +136,12 @@ class Sight:
     def check_pin(self, version: VersionRecord) -> None:
         """Raises Conflict where the engine has no slot left for one more pinned version."""
         slots = self._engine.status().slots
-        if slots is not None and not self._pinned(TrafficKey(version.adapter, version.number, "")):
-            pinned = hot_pins(self._snapshot(), self.base.digest)
-            check_pins(len(pinned) + 1, slots)
+        key = TrafficKey(version.adapter, version.number, "")
+        hot = self._lane(version.adapter, version.number) == Lane.HOT
+        if slots is None or not hot or version.base_digest != self.base.digest:
+            return
+        if not self._pinned(key):
+            check_pins(len(hot_pins(self._snapshot(), self.base.digest)) + 1, slots)
 
     def resident_document(self, resident: Resident) -> ResidencyDocument:
         """A reading of the engine, with the registry's names."""

@@ -105,8 +105,16 @@ def _sentence(shown: DeploymentShown) -> str:
         return "is out of service"
     if deployment.lane is Lane.HOT:
         kept = " (a merged model of it is there)" if deployment.model is not None else ""
-        return f"is served in the hot lane{kept}"
-    return f"is deployed in the merged lane ({deployment.requantize}): {_STATES[shown.state]}"
+        return f"is served in the lane hot{kept}"
+    return f"is deployed in the lane {_lane(shown)}: {_STATES[shown.state]}"
+
+
+def _lane(shown: DeploymentShown) -> str:
+    """`hot`, `merged (awq)`."""
+    deployment = shown.deployment
+    if deployment.lane is not Lane.MERGED or deployment.requantize == "none":
+        return "-" if deployment.lane is None else deployment.lane.value
+    return f"{deployment.lane.value} ({deployment.requantize})"
 
 
 def deployment_document(shown: DeploymentShown) -> dict[str, Any]:
@@ -161,12 +169,10 @@ def deployments(session: Session) -> None:
 
 def _cells(shown: DeploymentShown) -> tuple[str, ...]:
     deployment = shown.deployment
-    merged = deployment.lane is Lane.MERGED
-    lane = deployment.lane.value if deployment.lane is not None else "-"
     memory = shown.engine.memory_bytes if shown.engine is not None else None
     return (
         shown.label,
-        f"{lane} ({deployment.requantize})" if merged else lane,
+        _lane(shown),
         shown.state,
         "-" if deployment.model is None else short_digest(deployment.model),
         "-" if memory is None else size(memory),

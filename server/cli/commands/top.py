@@ -99,8 +99,9 @@ def residency(session: Session) -> None:
 
 
 def _counts(document: ResidencyDocument) -> str:
+    who = clean(document.base) or "In all"
     return (
-        f"{clean(document.base)}, since the engine's start: read from disk {document.loads} times"
+        f"{who}, since the engine's start: read from disk {document.loads} times"
         f"{_each(document.loads, document.load_seconds)}, into a slot {document.swaps} times"
         f"{_each(document.swaps, document.swap_seconds)}, thrown out {document.evictions} times"
     )

@@ -75,7 +75,8 @@ def calibrated(**given: Any) -> MergeOrder:
         (order(evaluate=EvaluateOptions(max_kl=0.01)), False),
         (order(evaluate=EvaluateOptions(max_ppl_increase=0.2)), True),
         (order(evaluate=EvaluateOptions(max_ppl_increase=0.05)), False),
-        (order(evaluate=EvaluateOptions(task="/task.jsonl")), False),
+        (order(evaluate=EvaluateOptions(task="/task.jsonl")), True),
+        (order(evaluate=EvaluateOptions(task="/task.jsonl", max_kl=0.05)), False),
     ],
 )
 def test_a_model_fits_what_an_order_says(wanted: MergeOrder, fit: bool) -> None:
@@ -85,6 +86,7 @@ def test_a_model_fits_what_an_order_says(wanted: MergeOrder, fit: bool) -> None:
 def test_quality_that_nobody_measured_fits_no_gate() -> None:
     unmeasured = RECORD.model_copy(update={"quality": ()})
     assert fits(order(), unmeasured)
+    assert fits(order(evaluate=EvaluateOptions()), unmeasured)
     assert not fits(order(evaluate=EvaluateOptions(max_kl=9.0)), unmeasured)
 
 

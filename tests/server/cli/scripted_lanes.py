@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from adapters.catalog import Catalog
-from adapters.errors import EngineUnavailable
+from adapters.errors import Conflict, EngineUnavailable
 from adapters.frozen import Lane
 from server.gateway.lane_models import (
     Advice,
@@ -105,6 +105,8 @@ class ScriptedLanes:
     started: dict[str, int] = field(default_factory=dict)
     advised: list[Advice] = field(default_factory=lambda: [ADVICE])
     shown: TopDocument = TOP
+    # Every slot that may be pinned is.
+    full: bool = False
 
     def top(self, window: float = 60.0, rows: int = 50) -> TopDocument:
         return self.shown.model_copy(update={"window": window, "rows": self.shown.rows[:rows]})
@@ -137,6 +139,11 @@ class ScriptedLanes:
         return Prefetched(
             adapter=version.adapter, number=version.number, lane=Lane.MERGED, engine=state
         )
+
+    def check_pin(self, reference: str) -> None:
+        self.catalog.show(reference)
+        if self.full:
+            raise Conflict("9 adapters would be pinned, 8 slots hold 7")
 
     async def residency(self) -> ResidencyDocument:
         if not self.script:

@@ -69,7 +69,7 @@ def test_to_the_merged_lane_and_back(place: Place, forked: Forked) -> None:
     """The model is made once, the engine awaited, and what was made is taken again."""
     answer = place.cli("deploy", "bot:prod", "--lane", "merged")
     assert answer.code == 0, answer.err
-    assert answer.out == "bot:v1 is deployed in the merged lane (none): its engine is ready\n"
+    assert answer.out == "bot:v1 is deployed in the lane merged: its engine is ready\n"
     assert "publishing" in answer.err
     assert "starting the engine of bot:v1" in answer.err
     assert place.lanes.prefetched == ["bot:v1"]
@@ -112,7 +112,7 @@ def test_detached(place: Place, forked: Forked) -> None:
         answer = place.cli(*detached)
         (_, job) = place.catalog.jobs()
         assert answer.out.splitlines()[0].startswith(f"Job {job.id} goes on by itself")
-        assert "bot:v2 is deployed in the merged lane (none): its model is being made" in answer.out
+        assert "bot:v2 is deployed in the lane merged: its model is being made" in answer.out
         assert "the hot lane answers" in answer.out
         found = place.cli.ok(*detached)
         assert (found["job"], found["state"], found["model"]) == (job.id, "merging", None)

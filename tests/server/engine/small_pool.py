@@ -37,6 +37,7 @@ class SmallEngines:
         self.sizes: dict[str, int] = {}
         # Models that gc would keep, and how many starts were tried.
         self.held: list[str] = []
+        self.available: Callable[[], int] | None = None
         self.tried: list[str] = []
 
     def prepare(self, wanted: MergedModel) -> SmallPrepared:
@@ -55,6 +56,7 @@ class SmallEngines:
             self.prepare,
             limit=limit,
             base=lambda: BASE,
+            available=self.available,
             grace=grace,
             interval=0.05,
         )

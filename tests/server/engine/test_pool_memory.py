@@ -77,6 +77,29 @@ async def test_nobody_busy_or_pinned_goes_and_the_refusal_has_the_figures(
     assert has(pool, "b", MergedState.STOPPED)
 
 
+async def test_memory_that_others_took_meanwhile_is_not_given_out(small: SmallEngines) -> None:
+    outside = 0
+    small.available = lambda: 2 * SIZE - crowded.memory().merged - outside
+    crowded: EnginePool = small.pool()
+    try:
+        (await crowded.lease(A, wait=15)).release()
+        # Half of what was left.
+        outside = SIZE // 2
+        small.sizes["b"] = SIZE // 2
+        (await crowded.lease(B, wait=15)).release()
+        small.sizes["c"] = 2 * SIZE
+        with pytest.raises(EngineUnavailable, match=r"other programs on this machine 0.1; end"):
+            await crowded.lease(C, wait=15)
+        # Nobody went for it: both together would not have been enough.
+        assert crowded.counts.evictions == 0
+        small.sizes["c"] = SIZE
+        (await crowded.lease(C, wait=15)).release()
+        assert has(crowded, "a", MergedState.STOPPED)
+        assert crowded.ready(B.digest)
+    finally:
+        await crowded.close()
+
+
 async def test_what_could_never_fit_is_refused_and_nobody_goes_for_it(
     small: SmallEngines, pool: EnginePool
 ) -> None:

@@ -22,7 +22,13 @@ OCCUPANTS = st.lists(
     max_size=6,
     unique_by=lambda one: one.key,
 )
-ROOMS = st.builds(Room, limit=st.integers(0, 20), base=st.integers(0, 6), places=st.integers(0, 5))
+ROOMS = st.builds(
+    Room,
+    limit=st.integers(0, 20),
+    base=st.integers(0, 6),
+    places=st.integers(0, 5),
+    others=st.integers(0, 3),
+)
 
 
 def without(occupants: list[Occupant], gone: list[Occupant]) -> list[Occupant]:
@@ -80,6 +86,10 @@ def test_who_has_just_been_used_is_waited_for_and_who_leaves_too() -> None:
 def test_a_refusal_says_what_is_needed_what_is_free_and_who_has_the_rest() -> None:
     plan = MemoryPlan(GIB // 3, GIB, 0, 3 * GIB // 2)
     held = Occupant("k", "json:v1", 3 * GIB, Claim.HELD, 0.0)
+    assert refusal(Room(8 * GIB, 3 * GIB, 4, GIB // 2), [held], "pirate:v1", plan).endswith(
+        "1.5 of 8.0 GiB are free: the base's engine has 3.0, json:v1 3.0 (in use), other programs "
+        "on this machine 0.5; end those, or undeploy or unpin one"
+    )
     assert refusal(Room(8 * GIB, 3 * GIB, 4), [held], "pirate:v1", plan) == (
         "the engine of pirate:v1 needs 2.9 GiB (0.4 weights + 1.0 KV cache + 1.5 processes); 2.0 "
         "of 8.0 GiB are free: the base's engine has 3.0, json:v1 3.0 (in use); raise memory_gib, "

@@ -54,7 +54,12 @@ def watcher(catalog: Catalog) -> Iterator[SnapshotWatcher]:
 
 
 @pytest.fixture
-def url(catalog: Catalog, watcher: SnapshotWatcher) -> Iterator[str]:
+def lanes(catalog: Catalog, watcher: SnapshotWatcher) -> Watching:
+    return Watching(catalog, watcher)
+
+
+@pytest.fixture
+def url(catalog: Catalog, watcher: SnapshotWatcher, lanes: Watching) -> Iterator[str]:
     app = FastAPI()
     install_error_handlers(app)
     app.include_router(
@@ -62,12 +67,23 @@ def url(catalog: Catalog, watcher: SnapshotWatcher) -> Iterator[str]:
             catalog,
             refresh=watcher.refresh,
             engines=list,
-            lanes=Watching(catalog, watcher),
+            lanes=lanes,
             require_admin_key=False,
         )
     )
     with serving(app) as url:
         yield url
+
+
+def test_a_pin_that_no_slot_is_left_for_is_refused(
+    url: str, lanes: Watching, catalog: Catalog
+) -> None:
+    lanes.full = True
+    status, answer, _ = ask(url, "PUT", "/admin/v1/pins/bot:v1")
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+    assert "9 adapters would be pinned" in answer["error"]["message"]
+    assert list(catalog.deployments()) == []
+    assert ask(url, "DELETE", "/admin/v1/pins/bot:v1")[0] == 200
 
 
 def test_a_change_is_in_the_snapshot_when_it_is_answered(

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.engine.residency import ResidencyCache
+from server.engine.transport import EngineAddress, EngineTransport
 from server.gateway.canary_metrics import CanaryMetrics
 from server.gateway.degeneration import Degeneration
 from server.gateway.judging import Reason
 from server.gateway.observing import Role
 from server.gateway.reference import settings_reference
+from server.gateway.residents import ResidencyCollector
 from server.gateway.routes import ENGINE_ROUTES
+from tests.server.engine import telling
 from tests.server.gateway.lane_cases import MODEL, merged, until
 from tests.server.gateway.scripted import Gateway, ScriptedEngine, sse
 
@@ -28,7 +32,9 @@ def test_the_settings_are_documented() -> None:
     assert (DOCS / "settings.md").read_text() == settings_reference()
 
 
-async def test_the_metrics_are_documented(gateway: Gateway, engine: ScriptedEngine) -> None:
+async def test_the_metrics_are_documented(
+    gateway: Gateway, engine: ScriptedEngine, tmp_path: Path
+) -> None:
     engine.handler = lambda request, _: sse(request, EVENTS)
     async with gateway.post("/v1/completions", json={"model": "pirate", "stream": True}) as answer:
         await answer.read()
@@ -43,6 +49,7 @@ async def test_the_metrics_are_documented(gateway: Gateway, engine: ScriptedEngi
     merged(gateway)
     gateway.state.keep_up()
     await until(lambda: gateway.pool.ready(MODEL))
+    await _register_residency(gateway, tmp_path)
     async with gateway.get("/metrics") as response:
         families = text_string_to_metric_families(await response.text())
     found = set()
@@ -58,6 +65,18 @@ async def test_the_metrics_are_documented(gateway: Gateway, engine: ScriptedEngi
     assert {
         (name, kind, ", ".join(sorted(labels.split(", ")))) for name, kind, labels in rows
     } == found
+
+
+async def _register_residency(gateway: Gateway, directory: Path) -> None:
+    """Of an engine that tells what it holds."""
+    state = gateway.state
+    transport = EngineTransport(EngineAddress("http://engine", directory / "t.sock"), 1)
+    cache = ResidencyCache(lambda: transport)
+    async with telling.engine(telling.Answers(), directory / "t.sock"):
+        await cache.fresh()
+    await transport.close()
+    collector = ResidencyCollector(cache, state.base.name, state.snapshot, state.metrics.label)
+    state.metrics.registry.register(collector)
 
 
 def test_the_routes_are_documented() -> None:

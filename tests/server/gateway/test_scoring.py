@@ -78,6 +78,17 @@ async def test_a_score_is_the_mean_of_the_answers_tokens_in_nats(
     assert {headers["x-vllm-priority"] for headers in engine.headers} == {LAST}
 
 
+async def test_what_an_answer_repeats_does_not_make_it_likelier(
+    gateway: Gateway, engine: ScriptedEngine
+) -> None:
+    """A real model predicts a token that was there before by copying it."""
+    engine.handler = engine_of_words
+    babble = "garble " + "arr " * 9
+    assert await scored(gateway, BODIES["/v1/completions"], "/v1/completions", babble) == (
+        pytest.approx((12 + 1) / 2)
+    )
+
+
 async def test_little_is_asked_of_the_engine(gateway: Gateway, engine: ScriptedEngine) -> None:
     engine.handler = engine_of_words
     await scored(gateway, {"prompt": "word " * 5000}, "/v1/completions", "arr " * 5000)

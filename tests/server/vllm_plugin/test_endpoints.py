@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -89,7 +89,8 @@ def served(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
             engine.calls.append(("started", None))
         await app(scope, receive, send)
 
-    return serving(started)
+    # An application, as FastAPI's is; uvicorn asks no more of it.
+    return serving(cast(FastAPI, started))
 
 
 async def ask(method: str, url: str, body: object = None) -> tuple[int, Any]:

@@ -58,7 +58,7 @@ def test_the_seam_is_still_where_it_was() -> None:
 
 
 def test_the_engine_core_gets_the_scheduler_that_it_would_have_had() -> None:
-    chosen = reserving.with_reserved_slots(lambda config: AsyncScheduler)(SchedulerConfig)
+    chosen: Any = reserving.with_reserved_slots(lambda config: AsyncScheduler)(SchedulerConfig)
     assert issubclass(chosen, AsyncScheduler)
     assert chosen.adapterctl_pins == frozenset()
     core = SimpleNamespace(scheduler=SimpleNamespace())

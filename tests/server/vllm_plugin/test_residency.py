@@ -8,9 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.lora.layers import LoRAMapping
 from vllm.lora.model_manager import AdapterLRUCache, LRUCacheLoRAModelManager
+from vllm.lora.punica_wrapper.utils import convert_mapping
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -20,21 +23,21 @@ from server.vllm_plugin import WORKER_EXTENSION
 from server.vllm_plugin.residency import ResidentAdapters, Watch
 
 
-class Models(LRUCacheLoRAModelManager):
+class Models(LRUCacheLoRAModelManager):  # type: ignore[misc]  # vLLM is untyped here
     """vLLM's manager of a model without layers: caches and slots, nothing to compute."""
 
     def __init__(self, slots: int, capacity: int):
         self.lora_config = SimpleNamespace(max_loras=slots, max_cpu_loras=capacity)
         self._registered_adapters = AdapterLRUCache(capacity, self.deactivate_adapter)
         self._active_adapters = AdapterLRUCache(slots, self._deactivate_adapter)
-        self.lora_index_to_id = [None] * slots
-        self.modules = {}
+        self.lora_index_to_id: list[int | None] = [None] * slots
+        self.modules: dict[str, Any] = {}
 
     def _add_adapter(self, lora: Any) -> None:
         self._registered_adapters[lora.id] = lora
 
 
-class Manager(LRUCacheWorkerLoRAManager):
+class Manager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]  # vLLM is untyped here
     """vLLM's worker manager whose adapters come from nowhere."""
 
     def __init__(self, slots: int, capacity: int):
@@ -62,12 +65,16 @@ def batch(manager: Manager, numbers: Iterable[int]) -> None:
 
 
 def test_stock_vllm_takes_a_slot_from_a_full_batch_once_one_adapter_is_pinned() -> None:
-    """Then a row of the batch has no slot, and the step dies (KeyError in convert_mapping)."""
+    """Then a row of the batch has no slot, and the step dies with the engine."""
     manager = Manager(slots=2, capacity=4)
     batch(manager, [1])
     manager.pin_adapter(1)
     batch(manager, [2, 3])
     assert not {2, 3} <= manager.in_slots()
+    mapping = LoRAMapping((2, 3), (2, 3), is_prefill=True)
+    slots = manager._adapter_manager.lora_index_to_id
+    with pytest.raises(KeyError):
+        convert_mapping(mapping, slots, 3, 100, torch.device("cpu"))
 
 
 def test_a_pin_gives_way_to_a_batch_that_needs_every_slot_and_comes_back() -> None:
