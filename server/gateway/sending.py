@@ -133,7 +133,7 @@ class Sending:
         hold = self.hold
         assert hold is not None
         hold.release()
-        if hold.lane == MERGED or self._ways.merged is not None:
+        if hold.lane == MERGED or self._lanes.stands_in(self._ways, hold.lane):
             first = hold.lane not in self._failed
             self._failed.add(hold.lane)
             return first
