@@ -5,7 +5,7 @@
     │   └── InvalidReference   a `model` or REF that does not parse
     ├── NotFound
     │   ├── StoreNotFound · BaseNotFound · AdapterNotFound · VersionNotFound · TagNotFound
-    │   └── NotDeployed        registered, but for the merged lane: no engine serves it
+    │   └── NotDeployed        registered, but not in service
     ├── Conflict
     │   ├── AlreadyExists      a name that is taken by something else
     │   └── InUse              removal refused: a tag, a version or a running engine uses it
@@ -126,7 +126,7 @@ class TagNotFound(NotFound):
 
 
 class NotDeployed(NotFound):
-    """The version is for the merged lane and no engine serves it."""
+    """The version is for the merged lane and not deployed, or was taken out of service."""
 
     # As for an unknown `model`: OpenAI's SDK does not try a 404 again.
     code = "not_deployed"

@@ -14,8 +14,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 from openai import AsyncOpenAI, OpenAI
 
+from server.engine.launch import STANDBY
 from server.engine.process import session_members
 
 READY_WITHIN = 300.0
@@ -96,6 +98,15 @@ class LiveServer:
     def engine_processes(self) -> list[int]:
         """Every process of the engine: API server, engine core, worker and their helpers."""
         return session_members(int(self.engine()["pid"]))
+
+    def standby(self) -> int | None:
+        """The process that waits for the next engine, once there is one."""
+        for child in psutil.Process(self.pid).children():
+            with contextlib.suppress(psutil.Error):
+                # One that was taken has the same command line, and children.
+                if STANDBY in child.cmdline() and not child.children():
+                    return int(child.pid)
+        return None
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)

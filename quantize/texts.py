@@ -36,7 +36,10 @@ def read_texts(path: Path) -> tuple[Text, ...]:
             raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MB: give fewer texts")
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(f"there is no file {path}") from None
+        raise UsageError(
+            f"there is no file {path}: check the path, or leave the option out for the texts that "
+            "come with adapterctl"
+        ) from None
     except OSError as fault:
         raise UsageError(f"cannot read {path}: {fault.strerror or fault}") from None
     except UnicodeDecodeError:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 
-# Up to this rank BLAS sums a product before it adds it to what is there, as `_add_rows` does.
-_SUMMED_FIRST = 256
+# Of these ranks BLAS sums a product before it adds it to what is there, as `_add_rows` does. Of 1
+# it makes one multiplication and addition of both, rounded once; larger ones it takes in parts.
+_SUMMED_FIRST = range(2, 257)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def _edit(pair: LoraPair) -> Edit:
         reads=name,
         module=spec.name,
         by_rows=partial(_add_rows, spec.kind != "linear"),
-        added=1.0 if spec.kind == "linear" and pair.rank <= _SUMMED_FIRST else None,
+        added=1.0 if spec.kind == "linear" and pair.rank in _SUMMED_FIRST else None,
     )
 
 

@@ -35,6 +35,8 @@ def is_added(slot: Slot) -> bool:
         source is not None
         and source.made is None
         and source.info.shape == slot.shape
+        # BLAS computes a vector in another order.
+        and min(slot.shape) > 1
         and {source.info.dtype, slot.dtype} <= _STORED
         and len(slot.edits) == 1
         and slot.edits[0].added is not None
@@ -52,20 +54,22 @@ def write_added(slot: Slot, put: Callable[[memoryview], None]) -> Measured | Non
     assert source is not None and edit.added is not None, "looked at by is_added"
     a, b = (load_finite(tensor).to(torch.float32) for tensor in edit.inputs)
     rows, width = slot.shape
-    step = min(rows, max(1, _BLOCK // max(1, width)))
+    # Of (almost) one size, and none a single row, which BLAS computes otherwise.
+    count = -(-rows // max(4, _BLOCK // width))
+    memory = _memory(-(-rows // count) * width)
     stored, kept = tensors.TORCH_DTYPE[source.info.dtype], tensors.TORCH_DTYPE[slot.dtype]
-    memory = _memory(step * width)
-    block = _Block(memory, step, width, stored, kept)
+    block: _Block | None = None
     before = noise = 0.0
     file = _opened(source.path)
     try:
         at = source.info.start
-        for start in range(0, rows, step):
-            if rows - start < step:
-                block = _Block(memory, rows - start, width, stored, kept)
+        for number in range(count):
+            start, end = number * rows // count, (number + 1) * rows // count
+            if block is None or block.rows != end - start:
+                block = _Block(memory, end - start, width, stored, kept)
             at += block.read(file, at, source.path)
             before += block.widened()
-            noise += block.added(b[start : start + step], a, edit.added)
+            noise += block.added(b[start:end], a, edit.added)
             if not math.isfinite(noise):
                 return None
             put(block.written)
@@ -103,6 +107,7 @@ class _Block:
     def __init__(
         self, memory: _Memory, rows: int, width: int, stored: torch.dtype, kept: torch.dtype
     ) -> None:
+        self.rows = rows
         count, shape = rows * width, (rows, width)
         raw = memory.read[: count * stored.itemsize]
         self._raw = raw.numpy().data

@@ -113,6 +113,6 @@ def parse_cpus(text: str) -> set[int]:
     """The kernel's list of numbers, `0-3,8`; raises ValueError for anything else."""
     numbers: set[int] = set()
     for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        numbers.update(range(int(first), int(last or first) + 1))
+        first, dash, last = part.partition("-")
+        numbers.update(range(int(first), int(last if dash else first) + 1))
     return numbers

@@ -84,8 +84,7 @@ class Parts:
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
-        await asyncio.gather(self.pool.close(), self.engine.stop())
-        await self.standby.close()
+        await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
 
 
 def assemble(serving: Serving) -> Parts:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 
 from adapters.frozen import Lane
+from adapters.lanes.choosing import deployed_lane
 from adapters.registry.snapshot import Snapshot
 
 
 def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str:
     """The URL, and a curl line and an openai snippet that work as printed."""
-    default = {
-        name: one.versions[one.tags[one.default_tag]]
-        for name, one in snapshot.adapters.items()
-        if one.default_tag in one.tags
-    }
-    hot = sorted(n for n, v in default.items() if v.base == base and v.lane is Lane.HOT)
-    example = hot[0] if hot else base
-    names = ", ".join([base, *hot[:8]]) + (f" and {len(hot) - 8} more" if len(hot) > 8 else "")
+    lanes: dict[str, Lane | None] = {}
+    for name, one in snapshot.adapters.items():
+        if one.default_tag in one.tags:
+            version = one.versions[one.tags[one.default_tag]]
+            lane = deployed_lane(one, version)
+            if lane is Lane.MERGED or version.base == base:
+                lanes[name] = lane
+    answered = sorted(name for name, lane in lanes.items() if lane is not None)
+    # Those need no engine that may still have to be started.
+    hot = [name for name in answered if lanes[name] is Lane.HOT]
+    example = (hot or answered or [base])[0]
+    more = f" and {len(answered) - 8} more" if len(answered) > 8 else ""
+    names = ", ".join([base, *answered[:8]]) + more
     question = "Where do ships sleep at night?"
     body = {
         "model": example,

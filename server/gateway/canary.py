@@ -30,6 +30,8 @@ FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
 # Prompts after which the stable version is asked what it makes of words in no order.
 SALADS = 5
+# Larger windows, which take longer to judge, are not judged after every request.
+LARGE_WINDOW = 200
 
 
 class RollBack(Protocol):
@@ -46,18 +48,25 @@ class Watch:
 
     route: Route
     limits: Limits
-    stable: Side | None = None
+    # The version that its tag means now.
+    means: int | None = None
+    stables: dict[int, Side] = field(default_factory=dict)
     canaries: dict[tuple[int, str], Side] = field(default_factory=dict)
     looks: dict[tuple[int, str], int] = field(default_factory=dict)
     verdicts: dict[tuple[int, str], Verdict] = field(default_factory=dict)
 
+    @property
+    def stable(self) -> Side | None:
+        """What canaries are held against; another one after the tag has moved."""
+        return None if self.means is None else self.stables.get(self.means)
+
     def side(self, o: Observation) -> Side:
-        """Where `o` counts. Another stable version, after its tag moved, begins anew."""
+        """Where `o` counts."""
         assert o.number is not None
         if o.role is Role.STABLE:
-            if self.stable is None or self.stable.number != o.number:
-                self.stable = Side(o.number, o.lane, Role.STABLE, self.limits.window)
-            return self.stable
+            if o.number not in self.stables:
+                self.stables[o.number] = Side(o.number, o.lane, Role.STABLE, self.limits.window)
+            return self.stables[o.number]
         key = (o.number, o.lane)
         if key not in self.canaries:
             self.canaries[key] = Side(o.number, o.lane, Role.CANARY, self.limits.window)
@@ -88,14 +97,17 @@ class Canaries:
         """Count one ended request, and judge where it was a canary's."""
         if o.route is None or o.number is None or o.role not in (Role.STABLE, Role.CANARY):
             return
-        watch, sample = self.watch(o.adapter, o.route), Sample.of(o)
-        if watch is None or sample is None:
+        watch = self.watch(o.adapter, o.route)
+        if watch is None or (sample := self._sample(watch, o)) is None:
             return
         watch.side(o).add(sample)
         if sample.why is not None:
             self._metrics.degenerate(o.adapter, o.role, sample.why)
         if o.role is Role.CANARY:
             self._judge(watch, (o.number, o.lane))
+
+    def _sample(self, watch: Watch, o: Observation) -> Sample | None:
+        return Sample.of(o, reading=watch.side(o).reading)
 
     def salads_wanted(self, o: Observation) -> bool:
         """Whether words in no order are to be scored in place of the answer of `o`, too."""
@@ -116,17 +128,18 @@ class Canaries:
 
     def watch(self, adapter: str, route_id: int) -> Watch | None:
         """What is measured under a route; None where nobody watches it, or it is gone."""
-        found = self._watches.get(route_id)
-        if found is not None:
-            return found
         record = self._snapshot().adapters.get(adapter)
-        routes = () if record is None else tuple(record.routes.values())
-        route = next((one for one in routes if one.id == route_id), None)
-        if route is None or route.limits is None:
+        if record is None:
             return None
-        self._forget_old_routes()
-        self._watches[route_id] = Watch(route, route.limits)
-        return self._watches[route_id]
+        watch = self._watches.get(route_id)
+        if watch is None:
+            route = next((one for one in record.routes.values() if one.id == route_id), None)
+            if route is None or route.limits is None:
+                return None
+            self._forget_old_routes()
+            watch = self._watches[route_id] = Watch(route, route.limits)
+        watch.means = record.tags.get(watch.route.tag)
+        return watch
 
     def withdrawn(self, route_id: int, number: int, lane: Lane | None) -> bool:
         """Whether a split (its own lane, None where it names none) gets no requests any more.
@@ -156,6 +169,8 @@ class Canaries:
     def _judge(self, watch: Watch, key: tuple[int, str]) -> None:
         side = watch.canaries[key]
         if key in watch.verdicts or len(side.samples) < watch.limits.least:
+            return
+        if side.requests % max(1, watch.limits.window // LARGE_WINDOW):
             return
         look = watch.looks[key] = watch.looks.get(key, 0) + 1
         verdict = judge(watch.limits, side, watch.stable, look)

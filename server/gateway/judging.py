@@ -97,7 +97,7 @@ def _degenerate(
     against: Counted | None = None
     if stable is not None and stable.read >= limits.least:
         against = (stable.degenerate, stable.read)
-    kinds = sorted({s.why.value.replace("_", " ") for s in canary.samples if s.why is not None})
+    kinds = sorted({why.value.replace("_", " ") for why in canary.texts if why is not None})
     what = f"answers degenerate ({', '.join(kinds)})"
     bad = (canary.degenerate, canary.read)
     yield from _more(limits.least, limits.degenerate, bad, against, Reason.DEGENERATE, what)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from adapters.errors import EngineUnavailable
 from adapters.frozen import Lane
-from server.engine.engines import Engine
+from server.engine.engines import Engine, EngineState
 from server.engine.merged import EngineHold, MergedModel
 from server.engine.pool import EnginePool
 from server.engine.transport import EngineTransport
@@ -117,6 +117,12 @@ class Lanes:
         while MERGED in failed and pool.ready(model.digest) and clock() < noticed:
             await asyncio.sleep(_LOOK_AGAIN)
         return self._merged(model, await pool.lease(model, wait=max(0.0, until - clock())))
+
+    def stands_in(self, ways: Ways, lane: str) -> bool:
+        """Whether another engine than that of `lane` would answer now."""
+        if lane == MERGED:
+            return ways.shared is not None and self._engine.status().state is EngineState.READY
+        return ways.merged is not None and self._pool.ready(ways.merged.digest)
 
     async def back(self, *, wait: float, dead: EngineTransport | None = None) -> None:
         """The base's engine after a failure: returns when it answers again.

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from adapters.errors import AdapterctlError
 from server.gateway.answer_text import read_answer
 from server.gateway.canary import Canaries, Watch
 from server.gateway.copying import Copying
@@ -100,7 +101,7 @@ class Scorer:
                 salad = None
                 if nats is not None and self._canaries.salads_wanted(one.observation):
                     salad = await score(hold, document, SALAD)
-            except ScoreFailed as error:
+            except (ScoreFailed, AdapterctlError) as error:
                 log.info("an answer of %s was not scored: %s", asked.reference, error)
                 return
         if nats is not None:

@@ -107,7 +107,8 @@ class Sending:
         """The engine's answer as far as its headers; `hold` says whose it is.
 
         An engine that took nothing of it (nobody listens any more) is passed over for another
-        one that can answer it. What an engine has taken is never sent again.
+        one that can answer it. So is, once, one that died before it answered anything, where the
+        other lane has the same version: nobody has seen a byte, and an answer changes nothing.
         """
         while True:
             hold = self.hold = await self._held()
@@ -118,6 +119,9 @@ class Sending:
                 return await self._client.or_gone(sending, timeout, _discard)
             except EngineUnavailable:
                 if not await self.passed_over():
+                    raise
+            except LOST:
+                if not self._stood_in_for(hold):
                     raise
 
     async def passed_over(self) -> bool:
@@ -172,6 +176,17 @@ class Sending:
                 raise
             self._ways = now
             return await self._held()
+
+    def _stood_in_for(self, hold: Hold) -> bool:
+        """The engine died with the request: whether another one is to answer it.
+
+        Never the same one, started again: what may have killed it does not get it twice.
+        """
+        if self._failed or not self._lanes.stands_in(self._ways, hold.lane):
+            return False
+        hold.release()
+        self._failed.add(hold.lane)
+        return True
 
 
 def _discard(response: aiohttp.ClientResponse) -> None:

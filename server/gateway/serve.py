@@ -166,7 +166,7 @@ class _Server:
 
     async def _show_progress(self, began: float) -> None:
         log = self._parts.engine.status().address
-        _say(f"{self._url} is up; the engine is starting ({log}), which takes about a minute")
+        _say(f"{self._url} is up; the engine is starting ({log}), which may take a minute")
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL)
             _say(f"  engine starting, {time.monotonic() - began:.0f} s")

@@ -31,8 +31,8 @@ class Asked:
         """Who asks, as OpenAI's and Anthropic's bodies say it, or a header; None: nobody says."""
         metadata = self.document.get("metadata")
         said = (
-            self.document.get("safety_identifier"),
             self.document.get("user"),
+            self.document.get("safety_identifier"),
             metadata.get("user_id") if isinstance(metadata, dict) else None,
             self.headers.get("x-user-id"),
         )

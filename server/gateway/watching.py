@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from adapters.frozen import Lane
 from adapters.registry.snapshot import Snapshot
@@ -21,6 +22,18 @@ from server.gateway.route_status import RouteStatus
 from server.gateway.scorer import Scorer
 from server.gateway.shadow import ShadowLimits, Shadows
 from server.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+async def _lasting(work: Callable[[], Awaitable[None]]) -> None:
+    """Until cancelled: a fault of ours in one of the gateway's own requests ends only that one."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("copies or scores failed")
+            await asyncio.sleep(1)
 
 
 class Watching:
@@ -62,10 +75,10 @@ class Watching:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Scores and copies are sent while this is entered."""
-        work = [self._shadows.run()]
+        work = [self._shadows.run]
         if self._scorer is not None:
-            work.append(self._scorer.run())
-        tasks = [asyncio.create_task(one) for one in work]
+            work.append(self._scorer.run)
+        tasks = [asyncio.create_task(_lasting(one)) for one in work]
         try:
             yield
         finally:

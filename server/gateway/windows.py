@@ -28,6 +28,7 @@ _FAULTS = frozenset(
 )
 # Those of an engine that is down for everybody it serves.
 ENGINE_DOWN = frozenset({"engine_unavailable", "engine_died", "engine_start_failed"})
+LATER = 10
 # Tokens from which on a time per token means something.
 _FEWEST_TOKENS = 4
 
@@ -50,13 +51,17 @@ class Sample:
     why: Degeneration | None = None
 
     @classmethod
-    def of(cls, o: Observation) -> Sample | None:
-        """None where it tells nothing: the client hung up, or asked for what cannot be."""
+    def of(cls, o: Observation, *, reading: bool) -> Sample | None:
+        """None where it tells nothing: the client hung up, or asked for what cannot be.
+
+        `reading`: its text is looked at, which takes up to some milliseconds.
+        """
         if o.outcome in _FAULTS or o.outcome.startswith("engine_5"):
-            # vLLM fails like this where a log-probability is NaN.
-            read = o.answer is not None and read_answer(o.answer) is not None
-            why = Degeneration.NOT_FINITE if read else None
-            return cls(o.outcome, failed=True, read=read, why=why)
+            # Of a failure, it is known only where it was for a log-probability that is NaN.
+            answer = None if o.answer is None or not reading else read_answer(o.answer)
+            if answer is None or answer.finite:
+                return cls(o.outcome, failed=True)
+            return cls(o.outcome, failed=True, read=True, why=Degeneration.NOT_FINITE)
         if o.outcome != "ok":
             return None
         enough = o.completion_tokens >= _FEWEST_TOKENS
@@ -66,7 +71,7 @@ class Sample:
         else:
             each = o.seconds / o.completion_tokens if enough else None
             times = {"whole": o.seconds, "whole_per_token": each}
-        answer = None if o.answer is None else read_answer(o.answer)
+        answer = None if o.answer is None or not reading else read_answer(o.answer)
         read = answer is not None
         why = None if answer is None else degeneration(answer)
         return cls(o.outcome, False, **times, read=read, why=why)
@@ -85,6 +90,8 @@ class Side:
         self.requests = 0
         self.scored = 0
         self.samples: deque[Sample] = deque(maxlen=window)
+        # What is wrong with the last answers that were read.
+        self.texts: deque[Degeneration | None] = deque(maxlen=window)
         # Nats per token, by the stable version.
         self.scores: deque[float] = deque(maxlen=window)
         # Of the stable version: what it makes of words in no order, after the same prompts.
@@ -94,6 +101,15 @@ class Side:
         """One more request."""
         self.requests += 1
         self.samples.append(sample)
+        if sample.read:
+            self.texts.append(sample.why)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the next answer's text is to be looked at: a canary's always, the stable
+        version's until there are enough, and then one in LATER."""
+        full = len(self.texts) == self.texts.maxlen
+        return self.role is Role.CANARY or not full or self.requests % LATER == 0
 
     def add_score(self, nats: float, salad: float | None) -> None:
         """One more answer was scored, and perhaps words in no order in its place."""
@@ -112,11 +128,11 @@ class Side:
 
     @property
     def read(self) -> int:
-        return sum(sample.read for sample in self.samples)
+        return len(self.texts)
 
     @property
     def degenerate(self) -> int:
-        return sum(sample.why is not None for sample in self.samples)
+        return sum(why is not None for why in self.texts)
 
     def absurd(self, limit: float) -> int:
         """Scores beyond `limit` nats per token."""
@@ -124,7 +140,7 @@ class Side:
 
     def status(self, verdict: str, limit: float | None) -> SideStatus:
         """For people; `limit` None: nothing is absurd yet."""
-        reasons = Counter(s.why.value for s in self.samples if s.why is not None)
+        reasons = Counter(why.value for why in self.texts if why is not None)
         return SideStatus(
             number=self.number,
             lane=self.lane,

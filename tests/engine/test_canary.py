@@ -21,7 +21,7 @@ from tests.engine.strong import write_strong_adapter
 
 DEMO = Path(__file__).parents[2] / "demo" / "artifacts"
 CLIENTS = 4
-TOKENS = 24
+TOKENS = 12
 SUBJECTS = ("the sea", "bread", "rain", "a lost key", "ships", "music", "winter", "a small dog")
 FORMS = ("Tell me about {}.", "Write one sentence about {}.", "What do you think of {}?")
 
@@ -109,7 +109,7 @@ def rollbacks(catalog: Catalog) -> list[LaneChange]:
 async def test_a_garbage_canary_is_taken_back_and_the_stable_version_never_slowed(
     live: LiveServer, store: Catalog
 ) -> None:
-    before = await collect(live, "before", 40)
+    before = await collect(live, "before", 24)
     assert {reply.version for reply in before} == {"watched:v1"}
     store.route("watched", splits=["v2=10%"], limits=Limits())
     during: list[Reply] = []
@@ -132,14 +132,14 @@ async def test_a_garbage_canary_is_taken_back_and_the_stable_version_never_slowe
     # Two cores shared with everything else that runs: twice is far from what garbage would do if
     # it, or the scoring of it, stood in the way.
     assert ratio < 2
-    after = await collect(live, "after", 12)
+    after = await collect(live, "after", 8)
     assert {(reply.version, reply.role) for reply in after} == {("watched:v1", "plain")}
 
 
 async def test_an_honest_canary_stays(live: LiveServer, store: Catalog) -> None:
     earlier = len(rollbacks(store))
     store.route("watched", splits=["v3=50%"], limits=Limits())
-    found = await collect(live, "honest", 70)
+    found = await collect(live, "honest", 60)
     canary = [reply for reply in found if reply.role == "canary"]
     assert len(canary) >= 20
     assert {reply.version for reply in canary} == {"watched:v3"}

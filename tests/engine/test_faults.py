@@ -74,7 +74,17 @@ async def test_a_client_that_hangs_up_aborts_the_generation_in_the_engine(
         assert time.monotonic() < deadline, "the engine still works for a client that is gone"
 
 
+def waiting_standby(live: LiveServer) -> int:
+    """The standby, which is made some time after the last start of an engine."""
+    deadline = time.monotonic() + 180
+    while (pid := live.standby()) is None:
+        assert time.monotonic() < deadline, "no standby is made"
+        time.sleep(0.2)
+    return pid
+
+
 def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> None:
+    standby = waiting_standby(live)
     stream = iter(long_stream(live))
     for _ in range(3):
         next(stream)
@@ -93,6 +103,10 @@ def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> 
     assert int(refused.value.response.headers["retry-after"]) > 0
     assert live.status("/healthz") == 200
     live.wait_ready()
+    # The process that waited for it is the engine now, and so are its two forked children: what
+    # vLLM wanted of them was what they were made with.
+    assert live.engine()["pid"] == standby
+    assert "started from nothing" not in (live.store / "logs" / "engine.log").read_text()
     # Whatever is left of the killed engine would hold its memory for ever.
     assert not set(processes) & set(live.engine_processes())
     assert session_members(processes[0]) == []

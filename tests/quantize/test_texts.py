@@ -93,7 +93,9 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, said: str) -> None:
 
 
 def test_a_file_that_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(
+        UsageError, match=r"there is no file .*: check the path, or leave the option out"
+    ):
         read_texts(tmp_path / "none.jsonl")
     with pytest.raises(UsageError, match="cannot read"):
         read_texts(tmp_path)

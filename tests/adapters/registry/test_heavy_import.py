@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adapters.registry.heavy_import import interrupt_deferred
+from adapters.registry.heavy_import import interrupt_deferred, kept_from_collecting
 
 
 def test_an_interrupt_comes_after_the_block() -> None:
@@ -44,6 +45,21 @@ def test_another_thread_may_import_too() -> None:
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_looked_for_afterwards_as_before(enabled: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ImportError), kept_from_collecting():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() is enabled
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()
 
 
 # A Ctrl-C as soon as torch's libraries begin to load, and what is left of torch after it.

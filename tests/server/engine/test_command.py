@@ -51,6 +51,11 @@ def test_the_engine_is_told_of_a_quantization_that_config_json_does_not_name(
         assert "--quantization" not in arguments(tmp_path, other)
 
 
+def test_every_engine_lets_the_gateways_own_requests_come_last(tmp_path: Path) -> None:
+    for argv in (arguments(tmp_path, None), merged(tmp_path).argv):
+        assert argv[argv.index("--scheduling-policy") + 1] == "priority"
+
+
 def merged(tmp_path: Path, **values: object) -> EngineCommand:
     given = {"store": tmp_path, "base": "b", "merged_kv_cache_gib": 3, **values}
     return merged_command(

@@ -2,140 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from adapters.errors import DiskFull, StoreBusy
 from adapters.frozen import Lane
-from adapters.lanes.models import Limits, Route, Split
-from adapters.models import AdapterRecord
+from adapters.lanes.models import Limits, Split
 from adapters.registry.snapshot import Snapshot
-from server.gateway.canary import Canaries
-from server.gateway.canary_metrics import CanaryMetrics
-from server.gateway.metrics import GatewayMetrics
-from server.gateway.observing import Observation, Role
-from tests.server.gateway.scripted import NOW, PIRATE, PIRATE_2, base_record, version_record
-
-GOOD = b'{"choices": [{"message": {"content": "Arr, matey!"}, "finish_reason": "stop"}]}'
-EMPTY = b'{"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}'
-
-
-def route(**changes: Any) -> Route:
-    return Route(
-        id=7,
-        adapter="pirate",
-        tag="latest",
-        splits=(Split(number=2, share=0.1),),
-        limits=Limits(),
-        at=NOW,
-        actor="test",
-    ).model_copy(update=changes)
-
-
-def snapshot_with(*routes: Route) -> Snapshot:
-    pirate = AdapterRecord(
-        name="pirate",
-        default_tag="latest",
-        versions={1: version_record("pirate", 1, PIRATE), 2: version_record("pirate", 2, PIRATE_2)},
-        tags={"latest": 1},
-        routes={one.tag: one for one in routes},
-    )
-    return Snapshot({"tiny": base_record()}, {"pirate": pirate}, 1)
-
-
-@dataclass
-class Registry:
-    """A registry that can be written after `failures` attempts."""
-
-    snapshot: Snapshot
-    failures: list[Exception] = field(default_factory=list)
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-    answer: bool = True
-
-    def roll_back(
-        self, adapter: str, tag: str, route_id: int, number: int, lane: Lane | None, *, reason: str
-    ) -> bool:
-        self.calls.append((adapter, tag, route_id, number, lane))
-        if self.failures:
-            raise self.failures.pop(0)
-        self.reasons.append(reason)
-        return self.answer
-
-
-class Watched:
-    """Canaries on a registry of the tests' own, and what is seen of them."""
-
-    def __init__(self, *routes: Route, failures: list[Exception] | None = None) -> None:
-        self.registry = Registry(snapshot_with(*(routes or (route(),))), failures or [])
-        self.metrics = GatewayMetrics(CollectorRegistry(), adapters=10)
-        self.canaries = Canaries(
-            lambda: self.registry.snapshot,
-            self.registry.roll_back,
-            CanaryMetrics(self.metrics),
-            first_retry=0.01,
-        )
-
-    def metric(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-    def withdrawn(self) -> bool:
-        return self.canaries.withdrawn(7, 2, None)
-
-    async def settled(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.005)
-
-
-def seen(role: Role, **changes: Any) -> Observation:
-    return replace(
-        Observation(
-            adapter="pirate",
-            number=1 if role is Role.STABLE else 2,
-            lane="hot",
-            role=role,
-            route=7,
-            path="/v1/chat/completions",
-            outcome="ok",
-            ended=0.0,
-            waited=0.0,
-            first_token=0.1,
-            seconds=1.0,
-            prompt_tokens=10,
-            completion_tokens=20,
-            answer=GOOD,
-        ),
-        **changes,
-    )
-
-
-STABLE = seen(Role.STABLE)
-CANARY = seen(Role.CANARY)
-
-
-def feed(
-    watched: Watched,
-    canary: Callable[[], Observation],
-    *,
-    requests: int,
-    stable: Observation = STABLE,
-) -> int | None:
-    """Nine stable requests for every one of the canary; how many it had when it was taken back."""
-    for count in range(1, requests + 1):
-        for _ in range(9):
-            watched.canaries.observe(stable)
-        watched.canaries.observe(canary())
-        if watched.withdrawn():
-            return count
-    return None
-
+from server.gateway.observing import Observation
+from tests.server.gateway.watched import (
+    CANARY,
+    EMPTY,
+    GOOD,
+    STABLE,
+    Watched,
+    feed,
+    route,
+    snapshot_with,
+)
 
 BROKEN: dict[str, dict[str, Any]] = {
     "errors": {"outcome": "engine_500", "answer": None},
@@ -213,6 +100,22 @@ async def test_what_the_client_does_is_not_the_canarys_fault(outcome: str) -> No
     watched = Watched()
     assert feed(watched, lambda: replace(CANARY, outcome=outcome), requests=80) is None
     assert watched.canaries.status(7).canaries == () or not watched.withdrawn()
+
+
+async def test_a_failure_in_the_middle_of_an_answer_is_no_broken_number() -> None:
+    watched = Watched()
+    nan = b'{"error": {"message": "Out of range float values are not JSON compliant"}}'
+    watched.canaries.observe(replace(CANARY, outcome="engine_error", answer=GOOD))
+    watched.canaries.observe(replace(CANARY, outcome="engine_500", answer=nan))
+    (status,) = watched.canaries.status(7).canaries
+    assert (status.errors, status.read, status.degenerate_by) == (2, 1, {"not_finite": 1})
+
+
+async def test_a_large_window_is_judged_as_well() -> None:
+    watched = Watched(route(limits=Limits(window=2000, least=100)))
+    taken = feed(watched, lambda: replace(CANARY, answer=EMPTY), requests=150)
+    assert taken == 100
+    await watched.canaries.close()
 
 
 async def test_waiting_for_an_engines_start_is_not_slow() -> None:
@@ -310,7 +213,12 @@ async def test_a_moved_tag_makes_a_new_stable_version() -> None:
     watched = Watched()
     for _ in range(20):
         watched.canaries.observe(STABLE)
+    (pirate,) = watched.registry.snapshot.adapters.values()
+    moved = pirate.model_copy(update={"tags": {"latest": 3}})
+    watched.registry.snapshot = Snapshot({}, {"pirate": moved}, 2)
     watched.canaries.observe(replace(STABLE, number=3))
+    # One that began before that ends late.
+    watched.canaries.observe(STABLE)
     stable = watched.canaries.status(7).stable
     assert stable is not None
     assert (stable.number, stable.requests) == (3, 1)
@@ -383,3 +291,14 @@ async def test_the_status_has_the_figures() -> None:
     assert (canary.degenerate, canary.degenerate_by) == (4, {"empty": 4})
     assert canary.per_token == pytest.approx(0.1)
     assert canary.verdict == "needs 6 more requests"
+
+
+async def test_the_stable_versions_answers_are_read_seldom_once_there_are_enough() -> None:
+    watched = Watched()
+    for _ in range(50):
+        watched.canaries.observe(STABLE)
+    for _ in range(100):
+        watched.canaries.observe(replace(STABLE, answer=EMPTY))
+    stable = watched.canaries.status(7).stable
+    assert stable is not None
+    assert (stable.requests, stable.read, stable.degenerate) == (150, 50, 10)

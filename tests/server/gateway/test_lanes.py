@@ -281,22 +281,60 @@ async def test_what_is_undeployed_while_it_is_waited_for_is_a_404(gateway: Gatew
     assert (status, document["error"]["code"]) == (404, "not_deployed")
 
 
-async def test_an_engine_that_dies_with_a_request_ends_it_and_is_not_tried_elsewhere(
+async def die(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def test_who_dies_before_a_byte_of_the_answer_is_stood_in_for_once(
     gateway: Gateway, engine: ScriptedEngine
 ) -> None:
-    async def die(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        assert request.transport is not None
-        request.transport.abort()
-        return web.Response()
-
     place = merged(gateway)
     place.engine.handler = die
     gateway.state.keep_up()
     await until(lambda: gateway.pool.ready(MODEL))
+    status, document, headers = await ask(gateway)
+    assert (status, said(document), headers["x-adapterctl-lane"]) == (200, "hot", "hot")
+    # What kills engines kills no third.
+    engine.handler = die
     status, document, _ = await ask(gateway)
     assert (status, document["error"]["code"]) == (502, "engine_died")
-    assert engine.received == []
+    assert (len(place.engine.received), len(engine.received)) == (2, 2)
     assert released(gateway)
+
+
+async def test_what_only_one_engine_answers_is_not_given_to_it_again_when_it_dies(
+    gateway: Gateway,
+) -> None:
+    store_blob(gateway.state.settings.store, WEIGHTY)
+    place = merged(gateway, "weighty", WEIGHTY_MODEL)
+    place.engine.handler = die
+    status, document, _ = await ask(gateway, "weighty")
+    assert (status, document["error"]["code"]) == (502, "engine_died")
+    assert len(place.engine.received) == 1
+    assert released(gateway)
+
+
+async def test_a_stream_that_has_begun_is_not_continued_elsewhere(
+    gateway: Gateway, engine: ScriptedEngine
+) -> None:
+    async def begin_and_die(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+        response = await sse(request, [chunk("one", document["model"])])
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    place = merged(gateway)
+    place.engine.handler = begin_and_die
+    gateway.state.keep_up()
+    await until(lambda: gateway.pool.ready(MODEL))
+    async with gateway.post(PATH, json={**CHAT, "stream": True}) as response:
+        body = await response.read()
+    assert body.startswith(chunk("one", "pirate:prod"))
+    assert b'"code":"engine_died"' in body
+    assert engine.received == []
 
 
 async def test_the_model_list_has_what_is_answerable_now(gateway: Gateway) -> None:

@@ -137,6 +137,16 @@ async def test_an_adapter_the_engine_does_not_have_is_our_fault_to_explain(
     assert "pirate:prod" in error["message"]
 
 
+async def test_no_client_goes_before_the_others(gateway: Gateway, engine: ScriptedEngine) -> None:
+    engine.handler = answer
+    headers = {"x-vllm-priority": "-100"}
+    body = {**CHAT, "priority": -100}
+    async with gateway.post("/v1/chat/completions", json=body, headers=headers) as response:
+        assert response.status == 200
+    # vLLM takes the header before the body's field.
+    assert engine.headers[0]["x-vllm-priority"] == "0"
+
+
 async def test_a_clients_key_does_not_reach_the_engine_and_its_request_id_does(
     gateway: Gateway, engine: ScriptedEngine
 ) -> None:

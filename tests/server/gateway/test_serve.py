@@ -12,12 +12,14 @@ import pytest
 
 from adapters.catalog import Catalog
 from adapters.errors import BaseError, UsageError
+from adapters.frozen import Lane
 from server.gateway.banner import admin_key_notice, ready_banner
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
 from server.gateway.serve import first_admin_key, run
 from server.settings import ServeSettings
 from tests.adapters.bases.quantized_dirs import write_nf4
-from tests.server.gateway.scripted import example_snapshot
+from tests.server.gateway.lane_cases import MODEL, deployment
+from tests.server.gateway.scripted import Registry, example_snapshot
 
 
 def settings(store: Path, host: str) -> ServeSettings:
@@ -96,4 +98,14 @@ def test_the_banner_shows_an_adapter_of_the_base_that_is_served() -> None:
     assert 'model="pirate"' in banner
     assert "elsewhere" not in banner
     assert "weighty" not in banner
+    assert "http://127.0.0.1:8000/v1/chat/completions" in banner
+
+
+def test_the_banner_shows_what_is_deployed_and_nothing_that_is_out_of_service() -> None:
+    registry = Registry(example_snapshot())
+    registry.change("weighty", deployments={2: deployment("weighty", 2, Lane.MERGED, MODEL)})
+    registry.change("pirate", deployments={2: deployment("pirate", 2, None)})
+    banner = ready_banner("http://127.0.0.1:8000", "tiny", registry.current(), 3)
+    assert 'model="weighty"' in banner
+    assert "pirate" not in banner
     assert "http://127.0.0.1:8000/v1/chat/completions" in banner

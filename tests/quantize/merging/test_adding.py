@@ -1,0 +1,159 @@
+"""A product added block by block is the edit itself, bit by bit, and measured as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adapters.bases.headers import read_header
+from adapters.errors import BaseError
+from adapters.intake import tensors
+from adapters.intake.lora import LoraPair
+from adapters.intake.merging import Edit, edits_of_pairs
+from adapters.intake.raw import LazyTensor
+from adapters.models import ModuleSpec
+from quantize.merging import adding
+from quantize.merging.adding import is_added, write_added
+from quantize.merging.layout import Place, Slot
+
+_ROWS, _WIDTH, _RANK = 37, 64, 5
+
+
+def _lazy(name: str, values: torch.Tensor) -> LazyTensor:
+    return LazyTensor(name, "F32", tuple(values.shape), lambda: values)
+
+
+def _slot(
+    folder: Path, base: torch.Tensor, kept: str, b: torch.Tensor, a: torch.Tensor, scale: float
+) -> Slot:
+    path = folder / "base.safetensors"
+    save_file({"other": torch.ones(3), "w": base}, path)
+    edit = Edit(
+        "w",
+        tuple(base.shape),
+        (_lazy("a", a), _lazy("b", b)),
+        lambda old, a, b: old + scale * (b @ a),
+        "w",
+        "module",
+        added=scale,
+    )
+    place = Place(path, read_header(path).tensors["w"])
+    return Slot("w", kept, tuple(base.shape), place, (edit,))
+
+
+def _factors() -> tuple[torch.Tensor, torch.Tensor]:
+    drawn = torch.Generator().manual_seed(3)
+    return (
+        torch.randn(_ROWS, _RANK, generator=drawn) * 0.1,
+        torch.randn(_RANK, _WIDTH, generator=drawn) * 0.1,
+    )
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("kept", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("block", [1, 5 * _WIDTH, _ROWS * _WIDTH, 1 << 18])
+def test_it_is_the_sum_rounded_once(
+    stored: str, kept: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "_BLOCK", block)
+    b, a = _factors()
+    base = torch.randn(_ROWS, _WIDTH).to(tensors.TORCH_DTYPE[stored])
+    slot = _slot(tmp_path, base, kept, b, a, 0.75)
+    assert is_added(slot)
+    found = bytearray()
+    measured = write_added(slot, found.extend)
+    exact = base.float().addmm(b, a, alpha=0.75)
+    rounded = exact.to(tensors.TORCH_DTYPE[kept])
+    assert bytes(found) == bytes(tensors.raw_bytes(rounded))
+    assert measured is not None
+    assert measured.parameter == "w"
+    assert measured.before == pytest.approx(float(base.double().square().sum()), rel=1e-5)
+    assert measured.delta == pytest.approx(
+        float((0.75 * b.double() @ a.double()).square().sum()), rel=1e-9
+    )
+    noise = float((rounded.double() - exact.double()).square().sum())
+    assert measured.noise == pytest.approx(noise, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "spoil"),
+    [
+        ("BF16", lambda base: base[30].fill_(float("nan"))),
+        ("F32", lambda base: base[0, 1:2].fill_(float("inf"))),
+        # float16 ends at 65504.
+        ("F16", lambda base: base[36, 63:].fill_(1e5)),
+    ],
+)
+def test_what_is_not_finite_is_never_written(
+    kept: str,
+    spoil: Callable[[torch.Tensor], object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adding, "_BLOCK", 4 * _WIDTH)
+    b, a = _factors()
+    base = torch.randn(_ROWS, _WIDTH)
+    spoil(base)
+    found = bytearray()
+    assert write_added(_slot(tmp_path, base, kept, b, a, 1.0), found.extend) is None
+    assert len(found) < base.numel() * tensors.TORCH_DTYPE[kept].itemsize
+
+
+def test_a_thread_takes_its_memory_along_to_larger_ones(tmp_path: Path) -> None:
+    """The rows of one parameter are wider than the block that the thread had before."""
+    for width in (8, (1 << 17) + 24, 16):
+        b, a = torch.ones(3, 1), torch.ones(1, width)
+        found = bytearray()
+        slot = _slot(tmp_path, torch.zeros(3, width), "F32", b, a, 1.0)
+        assert write_added(slot, found.extend) is not None
+        assert torch.equal(torch.frombuffer(found, dtype=torch.float32), torch.ones(3 * width))
+
+
+def test_a_base_that_shrinks_or_goes_is_said(tmp_path: Path) -> None:
+    b, a = _factors()
+    slot = _slot(tmp_path, torch.randn(_ROWS, _WIDTH), "BF16", b, a, 1.0)
+    path = tmp_path / "base.safetensors"
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 8)
+    with pytest.raises(BaseError, match="ended early: it changed while it was read"):
+        write_added(slot, lambda data: None)
+    path.unlink()
+    with pytest.raises(BaseError, match="cannot read"):
+        write_added(slot, lambda data: None)
+
+
+def test_nothing_else_goes_this_way(tmp_path: Path) -> None:
+    b, a = _factors()
+    slot = _slot(tmp_path, torch.randn(_ROWS, _WIDTH), "BF16", b, a, 1.0)
+    (edit,) = slot.edits
+    others = (
+        replace(slot, edits=(edit, edit)),
+        replace(slot, edits=(replace(edit, added=None),)),
+        replace(slot, edits=(replace(edit, reads="v"),)),
+        replace(slot, dtype="F64"),
+        replace(slot, shape=(_ROWS + 1, _WIDTH)),
+        _slot(tmp_path, torch.ones(1, _WIDTH), "F32", b[:1], a, 1.0),
+        _slot(tmp_path, torch.ones(_ROWS, 1), "F32", b, a[:, :1], 1.0),
+        replace(slot, source=None),
+        replace(slot, edits=()),
+    )
+    assert not any(map(is_added, others))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 16, 256, 300])
+def test_a_pair_is_added_as_it_always_was(rank: int) -> None:
+    """The edits of plain LoRA: bit by bit the same whichever way they go."""
+    drawn = torch.Generator().manual_seed(rank)
+    a, b = (torch.randn(*s, generator=drawn) for s in ((rank, 96), (50, rank)))
+    spec = ModuleSpec(name="m", kind="linear", in_features=96, out_features=50)
+    pair = LoraPair(spec, rank, "a", "b", lambda: a, lambda: b, 0)
+    (edit,) = edits_of_pairs([pair])
+    old = torch.randn(50, 96, generator=drawn)
+    assert (edit.added is not None) == (1 < rank <= 256)
+    if edit.added is not None:
+        assert torch.equal(edit.apply(old, a, b), old.clone().addmm_(b, a, alpha=edit.added))
