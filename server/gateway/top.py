@@ -118,9 +118,11 @@ class Sight:
     async def residency(self) -> ResidencyDocument:
         """Asked of the engine now; empty where it cannot say. Raises EngineError."""
         resident = await self.cache.fresh()
-        if resident is None:
-            return ResidencyDocument(base=self.base.name)
-        return self.resident_document(resident)
+        return (
+            ResidencyDocument(base=self.base.name)
+            if resident is None
+            else self.resident_document(resident)
+        )
 
     async def prefetch(self, version: VersionRecord) -> Prefetched:
         """Have the base's engine hold a hot version. Raises as Residency.prefetch, and
