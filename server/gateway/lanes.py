@@ -11,11 +11,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from weakref import WeakKeyDictionary
 
 from adapters.errors import EngineUnavailable
 from adapters.frozen import Lane
 from server.engine.engines import Engine, EngineState
-from server.engine.merged import EngineHold, MergedModel
+from server.engine.merged import EngineHold, MergedModel, MergedState
 from server.engine.pool import EnginePool
 from server.engine.transport import EngineTransport
 from server.gateway.placing import BASE, Ways
@@ -24,8 +25,11 @@ MERGED = Lane.MERGED.value
 # Seconds in which a pool notices that an engine of its own is dead, and how often to look.
 _NOTICED_WITHIN = 2.0
 _LOOK_AGAIN = 0.05
+# Seconds in which an engine that says its core is dead ends by itself, and its supervisor sees it.
+_ENDS_WITHIN = 15.0
 # Seconds between two attempts to start a model's engine that nobody has to wait for.
 _ENSURE_EVERY = 2.0
+_LEAVING = frozenset({MergedState.DRAINING, MergedState.STOPPING})
 
 
 class Hold:
@@ -65,6 +69,8 @@ class Lanes:
         self.wait = wait
         self._engine = engine
         self._pool = pool
+        # Connections to engines that answer, but only that their core is dead; until when.
+        self._dying: WeakKeyDictionary[EngineTransport, float] = WeakKeyDictionary()
         self._in_flight: Counter[str] = Counter()
         self._ensured: dict[str, float] = {}
 
@@ -124,6 +130,13 @@ class Lanes:
             return ways.shared is not None and self._engine.status().state is EngineState.READY
         return ways.merged is not None and self._pool.ready(ways.merged.digest)
 
+    def dying(self, transport: EngineTransport) -> None:
+        """The engine behind it has said that its core is dead: nobody else is sent there.
+
+        Whoever was told so may have killed it, and does not get another try.
+        """
+        self._dying[transport] = asyncio.get_running_loop().time() + _ENDS_WITHIN
+
     async def back(self, *, wait: float, dead: EngineTransport | None = None) -> None:
         """The base's engine after a failure: returns when it answers again.
 
@@ -136,10 +149,12 @@ class Lanes:
         while True:
             unnoticed = clock() - began < _NOTICED_WITHIN
             try:
-                if self._engine.transport() is not dead or not unnoticed:
+                if self._base_transport() is not dead or not unnoticed:
                     return
             except EngineUnavailable:
-                if not self._engine.status().again or clock() - began >= wait:
+                status = self._engine.status()
+                comes_back = status.again or status.state is EngineState.READY
+                if not comes_back or clock() - began >= wait:
                     raise
             await asyncio.sleep(_LOOK_AGAIN)
 
@@ -154,7 +169,7 @@ class Lanes:
 
     def _shared(self, ways: Ways) -> Hold:
         assert ways.shared is not None
-        transport = self._engine.transport()
+        transport = self._base_transport()
         return self._counted(ways.lane_of_shared, BASE, ways.shared, transport, lambda: None)
 
     def _ensure(self, model: MergedModel) -> None:
@@ -163,7 +178,20 @@ class Lanes:
         if now - self._ensured.get(model.digest, -math.inf) < _ENSURE_EVERY:
             return
         self._ensured[model.digest] = now
+        # This request may be of an older snapshot: what a newer one lets go of is not called back.
+        for status in self._pool.statuses():
+            if status.model == model.digest and status.state in _LEAVING:
+                return
         self._pool.ensure(model)
+
+    def _base_transport(self) -> EngineTransport:
+        transport = self._engine.transport()
+        if self._dying.get(transport, 0.0) > asyncio.get_running_loop().time():
+            raise EngineUnavailable(
+                "the engine has failed and is being started again; try again in 10 s",
+                retry_after=10,
+            )
+        return transport
 
     def _ready(self, model: MergedModel) -> Hold | None:
         held = self._pool.try_hold(model.digest)

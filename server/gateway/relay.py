@@ -149,6 +149,7 @@ class _Relayed(Response):
         self._strip = strip
         self._deadline = asyncio.get_running_loop().time() + settings.request_timeout
         wait = min(state.lanes.wait, settings.request_timeout)
+        self._lanes = state.lanes
         self._sending = Sending(
             state.lanes,
             target.ways,
@@ -164,41 +165,33 @@ class _Relayed(Response):
         self, path: str, document: dict[str, object], headers: dict[str, str]
     ) -> Response:
         """Send the request; a whole answer, or this response once the first event is there."""
+        settings, client = self._settings, self._client
         try:
-            while not (begun := await self._begun(path, document, headers)):
-                self._upstream = None
+            sending = self._sending.send(path, document, headers, settings.request_timeout)
+            self._upstream = await sending
+            assert self._sending.hold is not None
+            self._hold = self._sending.hold
+            self._name = ModelName(self._hold.engine_model, self._target.reference)
+            if self._upstream.content_type != "text/event-stream":
+                data = await client.or_gone(self._upstream.read(), settings.request_timeout)
+                return self._whole(data)
+            self._events = EventStream(self._name, strip_usage=self._strip)
+            self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
+            self._exchange.first_token()
         except BaseException as error:
             self._close()
             if isinstance(error, LOST):
                 raise EngineDied("the engine died while it was answering; try again") from error
             raise
-        return begun
-
-    async def _begun(
-        self, path: str, document: dict[str, object], headers: dict[str, str]
-    ) -> Response | None:
-        """None: what has answered is dead and took nothing of it, so it may be sent again."""
-        settings, client = self._settings, self._client
-        self._upstream = await self._sending.send(path, document, headers, settings.request_timeout)
-        assert self._sending.hold is not None
-        self._hold = self._sending.hold
-        self._name = ModelName(self._hold.engine_model, self._target.reference)
-        if self._upstream.content_type != "text/event-stream":
-            data = await client.or_gone(self._upstream.read(), settings.request_timeout)
-            try:
-                return self._whole(data)
-            except EngineUnavailable:
-                if not await self._sending.passed_over():
-                    raise
-                return None
-        self._events = EventStream(self._name, strip_usage=self._strip)
-        self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
-        self._exchange.first_token()
         return self
 
     def _whole(self, data: bytes) -> Response:
         assert self._upstream is not None
-        answer = whole_answer(self._upstream, data, self._name, self._target)
+        try:
+            answer = whole_answer(self._upstream, data, self._name, self._target)
+        except EngineUnavailable:
+            self._lanes.dying(self._hold.transport)
+            raise
         answer.headers.update(self._own_headers())
         self._exchange.keep(data)
         self._exchange.usage(answer.usage)

@@ -118,22 +118,20 @@ class Sending:
                 sending = hold.transport.send("POST", path, body=encode(document), headers=headers)
                 return await self._client.or_gone(sending, timeout, _discard)
             except EngineUnavailable:
-                if not await self.passed_over():
+                if not await self._passed_over(hold):
                     raise
             except LOST:
                 if not self._stood_in_for(hold):
                     raise
 
-    async def passed_over(self) -> bool:
+    async def _passed_over(self, hold: Hold) -> bool:
         """The engine has taken nothing of the request: whether it may be sent again.
 
         Then another lane is next, or the base's engine is there again. Raises EngineUnavailable
         where waiting for that does not help.
         """
-        hold = self.hold
-        assert hold is not None
         hold.release()
-        if hold.lane == MERGED or self._ways.merged is not None:
+        if hold.lane == MERGED or self._lanes.stands_in(self._ways, hold.lane):
             first = hold.lane not in self._failed
             self._failed.add(hold.lane)
             return first

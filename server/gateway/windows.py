@@ -64,17 +64,18 @@ class Sample:
             return cls(o.outcome, failed=True, read=True, why=Degeneration.NOT_FINITE)
         if o.outcome != "ok":
             return None
-        enough = o.completion_tokens >= _FEWEST_TOKENS
-        if o.first_token is not None:
-            rest = (o.seconds - o.first_token) / (o.completion_tokens - 1) if enough else None
-            times = {"first_token": o.first_token, "per_token": rest}
-        else:
-            each = o.seconds / o.completion_tokens if enough else None
-            times = {"whole": o.seconds, "whole_per_token": each}
         answer = None if o.answer is None or not reading else read_answer(o.answer)
         read = answer is not None
         why = None if answer is None else degeneration(answer)
-        return cls(o.outcome, False, **times, read=read, why=why)
+        enough = o.completion_tokens >= _FEWEST_TOKENS
+        if o.first_token is not None:
+            rest = (o.seconds - o.first_token) / (o.completion_tokens - 1) if enough else None
+            return cls("ok", False, first_token=o.first_token, per_token=rest, read=read, why=why)
+        if o.completion_tokens == 0:
+            # An embedding, a count of tokens, an empty answer: no speed to compare.
+            return cls("ok", False, read=read, why=why)
+        each = o.seconds / o.completion_tokens if enough else None
+        return cls("ok", False, whole=o.seconds, whole_per_token=each, read=read, why=why)
 
 
 Measure = Callable[[Sample], float | None]

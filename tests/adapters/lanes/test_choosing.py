@@ -66,6 +66,16 @@ def test_who_is_inside_stays_inside_when_the_share_grows(
 
 
 @given(
+    shares=st.lists(st.tuples(st.floats(0, 0.3), st.floats(0, 0.03)), min_size=1, max_size=3),
+    key=st.text(max_size=50),
+)
+def test_so_it_is_with_several_taken_together(shares: list[tuple[float, float]], key: str) -> None:
+    before = adapter(route(*(split(n, s) for n, (s, _) in zip((4, 1, 2), shares, strict=False))))
+    after = adapter(route(*(split(n, s + g) for n, (s, g) in zip((4, 1, 2), shares, strict=False))))
+    assert chosen(after, key).role_is_canary or not chosen(before, key).role_is_canary
+
+
+@given(
     shares=st.lists(st.floats(0, 1), min_size=1, max_size=3),
     request_id=st.text(max_size=80),
     user=st.none() | st.text(max_size=80),

@@ -123,6 +123,19 @@ async def test_waiting_for_an_engines_start_is_not_slow() -> None:
     assert feed(watched, lambda: replace(CANARY, waited=60.0), requests=80) is None
 
 
+async def test_what_generates_nothing_has_no_speed() -> None:
+    """A count of tokens takes no time, whoever is asked for it."""
+    watched = Watched()
+    for _ in range(60):
+        watched.canaries.observe(
+            replace(STABLE, completion_tokens=0, first_token=None, seconds=0.01)
+        )
+        watched.canaries.observe(
+            replace(CANARY, completion_tokens=0, first_token=None, seconds=9.0)
+        )
+    assert not watched.withdrawn()
+
+
 async def test_few_requests_and_small_differences_do_not_condemn() -> None:
     watched = Watched()
     assert feed(watched, lambda: replace(CANARY, outcome="engine_500"), requests=9) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.server.gateway.lane_cases import ask, released, said, says
+from tests.server.gateway.lane_cases import ask, released, says
 from tests.server.gateway.scripted import Gateway, ScriptedEngine
 
 
@@ -40,19 +40,24 @@ async def test_who_waits_too_long_for_the_base_engine_is_told_when_to_come_back(
     await engine.start()
 
 
-async def test_an_engine_whose_core_is_dead_took_nothing_and_the_request_is_sent_again(
+async def test_an_engine_whose_core_is_dead_is_asked_once(
     gateway: Gateway, engine: ScriptedEngine
 ) -> None:
-    """vLLM's API server outlives its core for seconds, and answers everybody with an error."""
+    """vLLM's API server outlives its core for seconds, and answers everybody with an error.
 
-    async def dying(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        engine.handler = says("hot")
+    Who is told so may have killed it: no second try. Nobody else is sent there.
+    """
+
+    async def dead(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
         message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
         error = {"message": message, "type": "InternalServerError", "code": 500}
         return web.json_response({"error": error}, status=500)
 
-    engine.handler = dying
-    status, document, _ = await ask(gateway)
-    assert (status, said(document)) == (200, "hot")
-    assert len(engine.received) == 2
+    engine.handler = dead
+    assert (await ask(gateway))[0] == 503
+    engine.handler = says("hot")
+    status, _, headers = await ask(gateway)
+    assert status == 503
+    assert int(headers["retry-after"]) > 0
+    assert len(engine.received) == 1
     assert released(gateway)
