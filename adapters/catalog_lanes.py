@@ -20,7 +20,6 @@ from adapters.lanes.models import (
     Split,
     Sticky,
 )
-from adapters.lanes.planning import planned_shadows, planned_splits, wanted_lane
 from adapters.models import AdapterRecord, Manifest, TagChange, VersionRecord
 from adapters.references import Reference, check_name, parse_reference
 from adapters.registry import lane_reader, reader
@@ -98,6 +97,8 @@ class LaneCatalog:
 
         Raises NotFound errors, UsageError, NotHotServable.
         """
+        from adapters.lanes.planning import wanted_lane
+
         version = self.show(ref)
         if not switch and lane is Lane.HOT:
             raise UsageError("the hot lane needs nothing made: leave --no-switch out")
@@ -164,6 +165,7 @@ class LaneCatalog:
         with `header` (name, value) there is one split, which needs no share. `limits` None: nobody
         watches. Raises UsageError, NotFound errors, Conflict.
         """
+        from adapters.lanes.planning import planned_shadows, planned_splits
         from adapters.registry.lanes import adapter_now, new_route, put_route, same_route
 
         parsed = _routed(ref)

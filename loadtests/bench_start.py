@@ -39,17 +39,20 @@ from server.settings import ServeSettings
 
 WAYS = ("spawn", "fork", "standby")
 PROMPTS = ("The capital of France is", "To make tea, first", "def add(a, b):")
+TOKENS = 32
 READY_WITHIN = 600.0
 MIB = 1024**2
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start: seconds until it answered, processor seconds of it, memory then in MiB."""
+    """One start: seconds until it answered, processor seconds of it, memory then in MiB; and the
+    processor time of a token after that, in milliseconds."""
 
     seconds: float
     processor: float
     memory: float
+    token: float
     answers: tuple[str, ...]
 
 
@@ -130,14 +133,23 @@ class _Bench:
             seconds = time.monotonic() - began
             members = session_members(process.pid)
             processor, memory = _processor(members) - had, _memory(members)
+            await self._answer(transport, PROMPTS[0])  # what is made at the first request only
+            before = _processor(members)
             answers = [await self._answer(transport, prompt) for prompt in PROMPTS]
-            return Start(seconds, processor, memory, tuple(answers))
+            token = (_processor(members) - before) / (TOKENS * len(PROMPTS)) * 1000
+            return Start(seconds, processor, memory, token, tuple(answers))
         finally:
             await transport.close()
             await process.stop(20)
 
     async def _answer(self, transport: EngineTransport, prompt: str) -> str:
-        body = {"model": "bench", "prompt": prompt, "max_tokens": 32, "temperature": 0}
+        body = {
+            "model": "bench",
+            "prompt": prompt,
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
         headers = {"content-type": "application/json"}
         async with await transport.send(
             "POST", "/v1/completions", body=json.dumps(body).encode(), headers=headers
@@ -203,16 +215,19 @@ def _memory(pids: Sequence[int]) -> float:
 
 def _print(starts: dict[str, list[Start]]) -> None:
     print(f"\n{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; medians")
-    print(f"{'':10}{'start':>9}{'ratio':>7}{'processor':>12}{'ratio':>7}{'memory':>11}")
+    print(
+        f"{'':10}{'start':>9}{'ratio':>7}{'processor':>12}{'ratio':>7}{'memory':>11}{'token':>10}"
+    )
     first = next(iter(starts.values()))
     wall, processor = median(s.seconds for s in first), median(s.processor for s in first)
     for way, found in starts.items():
         seconds = median(start.seconds for start in found)
         computed = median(start.processor for start in found)
         memory = median(start.memory for start in found)
+        token = median(start.token for start in found)
         print(
             f"{way:10}{seconds:>7.1f} s{seconds / wall:>7.2f}{computed:>10.1f} s"
-            f"{computed / processor:>7.2f}{memory:>7.0f} MiB"
+            f"{computed / processor:>7.2f}{memory:>7.0f} MiB{token:>7.0f} ms"
         )
 
 

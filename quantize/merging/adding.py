@@ -35,6 +35,7 @@ def is_added(slot: Slot) -> bool:
         source is not None
         and source.made is None
         and source.info.shape == slot.shape
+        and len(slot.shape) == 2
         # BLAS computes a vector in another order.
         and min(slot.shape) > 1
         and {source.info.dtype, slot.dtype} <= _STORED

@@ -119,9 +119,9 @@ class Writer:
             parts.append(_Part(slots, at, sum(slot.size for slot in slots)))
             at += parts[-1].size
         # The large ones first: what is left at the end is little, and no thread waits long.
-        order = sorted(parts, key=lambda part: part.size, reverse=True)
-        futures = {part.at: self._pool.submit(self._run, part, begun) for part in order}
-        begun.futures = [futures[part.at] for part in parts]
+        order = sorted(range(len(parts)), key=lambda index: parts[index].size, reverse=True)
+        futures = {index: self._pool.submit(self._run, parts[index], begun) for index in order}
+        begun.futures = [futures[index] for index in range(len(parts))]
         return begun
 
     def _run(self, part: _Part, begun: Begun) -> Measured | None:

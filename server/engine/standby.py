@@ -176,7 +176,7 @@ class _Waiting:
     async def start(
         cls, program: Sequence[str], environment: Mapping[str, str], log: Path
     ) -> _Waiting:
-        stamp = install_stamp()
+        stamp = await asyncio.to_thread(install_stamp)
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -199,7 +199,7 @@ class _Waiting:
         command.socket.unlink(missing_ok=True)
         why = ""
         try:
-            if self._stamp != install_stamp():
+            if self._stamp != await asyncio.to_thread(install_stamp):
                 why = "the installed software has changed"
             else:
                 async with asyncio.timeout(READY_WITHIN):

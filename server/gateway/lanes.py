@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from adapters.errors import EngineUnavailable
 from adapters.frozen import Lane
 from server.engine.engines import Engine, EngineState
-from server.engine.merged import EngineHold, MergedModel
+from server.engine.merged import EngineHold, MergedModel, MergedState
 from server.engine.pool import EnginePool
 from server.engine.transport import EngineTransport
 from server.gateway.placing import BASE, Ways
@@ -29,6 +29,7 @@ _LOOK_AGAIN = 0.05
 _ENDS_WITHIN = 15.0
 # Seconds between two attempts to start a model's engine that nobody has to wait for.
 _ENSURE_EVERY = 2.0
+_LEAVING = frozenset({MergedState.DRAINING, MergedState.STOPPING})
 
 
 class Hold:
@@ -177,6 +178,10 @@ class Lanes:
         if now - self._ensured.get(model.digest, -math.inf) < _ENSURE_EVERY:
             return
         self._ensured[model.digest] = now
+        # This request may be of an older snapshot: what a newer one lets go of is not called back.
+        for status in self._pool.statuses():
+            if status.model == model.digest and status.state in _LEAVING:
+                return
         self._pool.ensure(model)
 
     def _base_transport(self) -> EngineTransport:

@@ -131,7 +131,7 @@ class Sending:
         where waiting for that does not help.
         """
         hold.release()
-        if hold.lane == MERGED or self._ways.merged is not None:
+        if hold.lane == MERGED or self._lanes.stands_in(self._ways, hold.lane):
             first = hold.lane not in self._failed
             self._failed.add(hold.lane)
             return first

@@ -118,7 +118,11 @@ class Sight:
     async def residency(self) -> ResidencyDocument:
         """Asked of the engine now; empty where it cannot say. Raises EngineError."""
         resident = await self.cache.fresh()
-        return ResidencyDocument() if resident is None else self.resident_document(resident)
+        return (
+            ResidencyDocument(base=self.base.name)
+            if resident is None
+            else self.resident_document(resident)
+        )
 
     async def prefetch(self, version: VersionRecord) -> Prefetched:
         """Have the base's engine hold a hot version. Raises as Residency.prefetch, and
@@ -153,6 +157,7 @@ class Sight:
             )
 
         return ResidencyDocument(
+            base=self.base.name,
             slots=tuple(None if digest is None else shown(digest) for digest in resident.slots),
             cpu=tuple(map(shown, resident.cpu)),
             cpu_total=resident.cpu_total,

@@ -6,6 +6,8 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
 
     probe.py      a process of its own that loads one model and measures it: recorder.py (sees every
                   distribution inside the worker), distributions.py (KL divergence, files)
+    warm.py       imports once for an engine, or ahead of time for the next one, made of it then:
+                  forking.py (children that were forked before they were needed)
     orphans.py    no engine process outlives the one that started it
     resolver.py   engine name (sha256-<hex>) -> the directory in the store, under a lease
     patches.py    every change to vLLM itself, each with its reason and version

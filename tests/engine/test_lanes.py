@@ -50,12 +50,12 @@ def merged_engine(live: LiveServer) -> dict[str, Any]:
     return found
 
 
-def ask(live: LiveServer, model: str) -> tuple[str, str]:
-    """The lane that answered, and what it said."""
+def ask(live: LiveServer, model: str, tokens: int = 4) -> tuple[str, str]:
+    """The lane that answered, and what it said, in as many tokens at most."""
     raw = live.client().chat.completions.with_raw_response.create(
         model=model,
         messages=[{"role": "user", "content": QUESTION}],
-        max_tokens=MAX_TOKENS,
+        max_tokens=tokens,
         temperature=0,
     )
     return raw.headers["x-adapterctl-lane"], raw.parse().choices[0].message.content or ""
@@ -84,7 +84,7 @@ def pirate(live: LiveServer) -> Iterator[str]:
                 lanes.add(ask(live, "pirate")[0])
             except openai.OpenAIError as error:
                 failed.append(error)
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     asking = threading.Thread(target=keep_asking)
     asking.start()
@@ -104,7 +104,7 @@ def pirate(live: LiveServer) -> Iterator[str]:
 def test_a_merged_version_answers_as_it_does_in_the_hot_lane(
     live: LiveServer, pirate: str, base_path: Path, tokenizer: Any
 ) -> None:
-    lane, answer = ask(live, pirate)
+    lane, answer = ask(live, pirate, MAX_TOKENS)
     assert lane == "merged"
     assert EXPECTATIONS["pirate"](answer), answer
     model = AutoModelForCausalLM.from_pretrained(base_path, dtype="float32")
@@ -126,10 +126,10 @@ def test_when_its_engine_is_killed_the_hot_lane_answers_meanwhile(
 ) -> None:
     assert ask(live, pirate)[0] == "merged"
     kill_hard(int(merged_engine(live)["pid"]))
-    for _ in range(8):
-        lane, answer = ask(live, pirate)
-        assert lane == "hot"
-        assert EXPECTATIONS["pirate"](answer)
+    # Nobody fails, whether the death was noticed yet or not; soon it may be there again.
+    lanes = [ask(live, pirate)[0] for _ in range(4)]
+    assert lanes[0] == "hot"
+    assert set(lanes) <= {"hot", "merged"}
     cli(live, "deploy", pirate, "--lane", "hot")
     assert ask(live, pirate)[0] == "hot"
     cli(live, "undeploy", pirate)

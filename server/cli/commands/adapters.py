@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from adapters.frozen import Lane
+from adapters.lanes.wording import deployment_text
 from adapters.models import AdapterRecord, Approximation, Manifest, VersionRecord
 from adapters.references import parse_reference
 from adapters.registry.filtering import EVERYTHING, AdapterFilter
@@ -167,6 +168,7 @@ def _shown(
         **version.model_dump(mode="json", exclude={"adapter", "number"}),
         "approximate": version.approximate,
         "tags": _tags_of(adapter, version),
+        "deployment": _deployment(adapter, version),
         "default_tag": adapter.default_tag,
         "all_tags": _tags(adapter),
         "versions": [
@@ -194,10 +196,24 @@ def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str,
         ("method", version.method),
         ("rank", "-" if version.rank is None else str(version.rank)),
         ("lane", lane_text(version.lane, approximate=version.approximate)),
+        ("served", _served(adapter, version)),
         ("size", size(version.size_bytes)),
         ("tags", ", ".join(_tags_of(adapter, version)) or "-"),
         ("registered", local_time(version.registered_at)),
     ]
+
+
+def _served(adapter: AdapterRecord, version: VersionRecord) -> str:
+    """What somebody has said, else what becomes of it without a word."""
+    deployment = adapter.deployments.get(version.number)
+    if deployment is not None:
+        return deployment_text(deployment) or "no: out of service"
+    return "hot" if version.lane is Lane.HOT else "no: not deployed"
+
+
+def _deployment(adapter: AdapterRecord, version: VersionRecord) -> dict[str, object] | None:
+    deployment = adapter.deployments.get(version.number)
+    return None if deployment is None else deployment.model_dump(mode="json")
 
 
 def _approximation(found: Approximation) -> list[tuple[str, str]]:

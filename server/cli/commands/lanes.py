@@ -233,5 +233,7 @@ def prefetch(session: Session, reference: str) -> None:
 def _where(found: Prefetched) -> str:
     if found.engine is not None:
         return _STATES[found.engine.state].replace("its engine", "has an engine that", 1)
+    if found.lane is Lane.MERGED:
+        return "gets an engine"
     where = {"slot": "in a slot of the engine", "cpu": "in the engine's memory"}
     return f"is {where.get(found.place or '', 'loaded')} ({found.seconds:.2f} s)"

@@ -199,7 +199,7 @@ def _say_shown(session: Session, shown: RouteShown, *, cleared: bool = False) ->
 def _say_route(name: str, stable: int, route: Route) -> None:
     rest = max(0.0, 1 - sum(split.share for split in route.splits))
     rows = [(share_text(rest), f"v{stable}", "what the tag means")]
-    rows += [(share_text(it.share), _target(it), _header(it)) for it in route.splits]
+    rows += [(share_text(it.share), _target(it), _split_note(it)) for it in route.splits]
     rows += [(share_text(it.share), _target(it), "a copy, nobody sees it") for it in route.shadows]
     say(f"{name}, by {'user' if route.sticky == 'user' else 'request'}:")
     table(("share", "to", ""), rows)
@@ -220,5 +220,8 @@ def _target(target: Split | Shadow) -> str:
     return f"v{target.number}" + ("" if target.lane is None else f"@{target.lane.value}")
 
 
-def _header(split: Split) -> str:
-    return "" if split.header is None else f"and whoever sends {split.header[0]}: {split.header[1]}"
+def _split_note(split: Split) -> str:
+    notes = ["what the tag means, in another lane"] if split.follows else []
+    if split.header is not None:
+        notes.append(f"and whoever sends {split.header[0]}: {split.header[1]}")
+    return ", ".join(notes)

@@ -141,6 +141,7 @@ def test_nothing_else_goes_this_way(tmp_path: Path) -> None:
         _slot(tmp_path, torch.ones(_ROWS, 1), "F32", b, a[:, :1], 1.0),
         replace(slot, source=None),
         replace(slot, edits=()),
+        _slot(tmp_path, torch.tensor(2.5), "F32", b, a, 1.0),
     )
     assert not any(map(is_added, others))
 

@@ -16,7 +16,7 @@ from adapters.errors import BaseError
 from adapters.intake.merging import Edit, MergePlan
 from adapters.models import BaseDescriptor
 from quantize.merging.layout import Places, planned_shards
-from quantize.merging.writing import seal_shard, write_shard
+from quantize.merging.writing import Writer, seal_shard, write_shard
 
 NOTHING = MergePlan((), {}, {}, (), (), "")
 BASE = BaseDescriptor(
@@ -88,6 +88,21 @@ def test_other_sizes_stay_readable(tmp_path: Path) -> None:
         for name, value in {**model, "head": new}.items():
             wanted = floats if floats is not None and value.is_floating_point() else value.dtype
             assert torch.equal(found[name], value.to(wanted)), name
+
+
+def test_every_part_is_waited_for(tmp_path: Path) -> None:
+    """Also the one that begins at the byte where an empty one does."""
+    _model(tmp_path / "base")
+    new = torch.arange(3).to(torch.bfloat16)
+    plan = MergePlan((Edit("head", (3,), (), lambda: new, None, "head"),), {}, {}, (), (), "")
+    files = open_base(tmp_path / "base")
+    (shard,) = planned_shards(files, BASE, plan, "float32")
+    told: list[int] = []
+    with Writer(tmp_path, Places(files), told.append) as writer:
+        begun = writer.begin(shard)
+        assert len(set(begun.futures)) == len(begun.futures)
+        begun.result()
+        assert sum(told) == shard.size
 
 
 @pytest.mark.parametrize("fault", [errno.EXDEV, errno.ENOSYS, None])

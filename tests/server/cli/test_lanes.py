@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import pytest
 
 from adapters.catalog import Catalog
+from adapters.jobs.models import JobState
 from adapters.store.layout import StoreLayout
-from server.cli import deploying
+from server.cli import deploying, following
 from server.gateway.runtime import announced
 from tests.adapters.jobs_at_hand import living_job, order
 from tests.quantize.forks import Forked
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.scripted_lanes import ScriptedLanes
-from tests.server.cli.test_jobs import until
+from tests.server.cli.test_jobs import interrupt, until
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
 
@@ -122,6 +123,21 @@ def test_detached(place: Place, forked: Forked) -> None:
     (listed,) = [it for it in place.cli.ok("deployments") if it["version"] == "v2"]
     assert (listed["state"], listed["model"]) == ("merge_failed", None)
     assert listed["detail"] == f"job {job.id} cancelled; the hot lane answers"
+    place.cli.ok("deploy", "bot:v2", "--lane", "hot")
+
+
+def test_ctrl_c_ends_the_job(place: Place, forked: Forked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there to ask; what was served goes on being served."""
+    with living_job(place.catalog, order()) as blocker:
+        assert place.catalog.claim_turn(blocker.id, 1)
+        monkeypatch.setattr(following, "_others", interrupt)
+        answer = place.cli("deploy", "bot:v2", "--lane", "merged")
+        assert answer.code == 130
+        assert "interrupted: nothing is half done" in answer.err
+        (_, job) = place.catalog.jobs()
+        assert job.state is JobState.CANCELLED
+    assert "served" in place.cli("show", "bot:v2").out
+    assert place.cli.ok("show", "bot:v2")["deployment"]["model"] is None
     place.cli.ok("deploy", "bot:v2", "--lane", "hot")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -34,17 +33,19 @@ class Watching(ScriptedLanes):
         return Prefetched(adapter=version.adapter, number=version.number, lane=Lane.HOT)
 
 
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.init(tmp_path / "store", intake=SmallIntake()) as catalog:
-        catalog.base_add("small", write_base(tmp_path / "small"))
-        for seed in (1, 2):
-            source = write_source(tmp_path / f"source-{seed}", seed)
-            catalog.register(str(source), name="bot", base="small")
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+    """`bot` and `other`, with two versions each."""
+    root = tmp_path_factory.mktemp("admin-lanes")
+    with Catalog.init(root / "store", intake=SmallIntake()) as catalog:
+        catalog.base_add("small", write_base(root / "small"))
+        for seed, name in enumerate(("bot", "bot", "other", "other")):
+            source = write_source(root / f"source-{seed}", seed)
+            catalog.register(str(source), name=name, base="small")
         yield catalog
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def watcher(catalog: Catalog) -> Iterator[SnapshotWatcher]:
     """Never looks by itself: what it has seen, a request has made it see."""
     watcher = SnapshotWatcher(catalog.layout.root, interval=3600)
@@ -53,12 +54,12 @@ def watcher(catalog: Catalog) -> Iterator[SnapshotWatcher]:
     watcher.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lanes(catalog: Catalog, watcher: SnapshotWatcher) -> Watching:
     return Watching(catalog, watcher)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def url(catalog: Catalog, watcher: SnapshotWatcher, lanes: Watching) -> Iterator[str]:
     app = FastAPI()
     install_error_handlers(app)
@@ -73,17 +74,6 @@ def url(catalog: Catalog, watcher: SnapshotWatcher, lanes: Watching) -> Iterator
     )
     with serving(app) as url:
         yield url
-
-
-def test_a_pin_that_no_slot_is_left_for_is_refused(
-    url: str, lanes: Watching, catalog: Catalog
-) -> None:
-    lanes.full = True
-    status, answer, _ = ask(url, "PUT", "/admin/v1/pins/bot:v1")
-    assert (status, answer["error"]["code"]) == (409, "conflict")
-    assert "9 adapters would be pinned" in answer["error"]["message"]
-    assert list(catalog.deployments()) == []
-    assert ask(url, "DELETE", "/admin/v1/pins/bot:v1")[0] == 200
 
 
 def test_a_change_is_in_the_snapshot_when_it_is_answered(
@@ -114,9 +104,20 @@ def test_a_change_is_in_the_snapshot_when_it_is_answered(
     assert [line["kind"] for line in history][-1] == "undeploy"
 
 
+def test_a_pin_that_no_slot_is_left_for_is_refused(
+    url: str, lanes: Watching, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "full", True)
+    status, answer, _ = ask(url, "PUT", "/admin/v1/pins/other:v2")
+    assert (status, answer["error"]["code"]) == (409, "conflict")
+    assert "9 adapters would be pinned" in answer["error"]["message"]
+    assert catalog.adapter("other").deployments == {}
+    assert ask(url, "DELETE", "/admin/v1/pins/other:v2")[0] == 200
+
+
 def test_prefetch_knows_what_another_process_has_just_done(url: str, catalog: Catalog) -> None:
-    catalog.tag("bot:fresh", "v1")
-    status, found, _ = ask(url, "POST", "/admin/v1/prefetch/bot:fresh")
+    catalog.tag("other:fresh", "v1")
+    status, found, _ = ask(url, "POST", "/admin/v1/prefetch/other:fresh")
     assert (status, found["number"]) == (200, 1)
 
 
@@ -125,7 +126,6 @@ def test_what_is_seen(url: str) -> None:
         ("top", TOP.model_dump(mode="json")),
         ("advice", [ADVICE.model_dump(mode="json")]),
         ("residency", RESIDENT.model_dump(mode="json")),
-        ("deployments", []),
         ("routes", []),
     ):
         assert ask(url, "GET", f"/admin/v1/{path}")[:2] == (200, document)
@@ -134,18 +134,18 @@ def test_what_is_seen(url: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
-        ("GET", "deployments/bot:v1", None, 404, "not_found"),
+        ("GET", "deployments/other:v1", None, 404, "not_found"),
         ("GET", "deployments/nobody", None, 404, "model_not_found"),
-        ("PUT", "deployments/bot:v1", '{"lane": "cold"}', 400, "invalid_request"),
-        ("PUT", "deployments/bot:v1", None, 400, "invalid_request"),
-        ("PUT", "deployments/bot:v1", '{"lane": "hot", "model": "bot:v2"}', 400, "usage"),
-        ("DELETE", "deployments/bot:v9", None, 404, "version_not_found"),
-        ("PUT", "routes/bot", "{}", 400, "usage"),
-        ("PUT", "routes/bot", '{"splits": ["v1=6e1"]}', 400, "usage"),
-        ("PUT", "routes/bot", '{"splits": ["v1=5%"], "sticky": "pod"}', 400, "invalid_request"),
-        ("PUT", "routes/bot:v1", '{"splits": ["v2=5%"]}', 400, "usage"),
-        ("GET", "routes/bot@sha256:00000000", None, 400, "usage"),
-        ("DELETE", "routes/bot:none", None, 404, "tag_not_found"),
+        ("PUT", "deployments/other:v1", '{"lane": "cold"}', 400, "invalid_request"),
+        ("PUT", "deployments/other:v1", None, 400, "invalid_request"),
+        ("PUT", "deployments/other:v1", '{"lane": "hot", "model": "other:v2"}', 400, "usage"),
+        ("DELETE", "deployments/other:v9", None, 404, "version_not_found"),
+        ("PUT", "routes/other", "{}", 400, "usage"),
+        ("PUT", "routes/other", '{"splits": ["v1=6e1"]}', 400, "usage"),
+        ("PUT", "routes/other", '{"splits": ["v1=5%"], "sticky": "pod"}', 400, "invalid_request"),
+        ("PUT", "routes/other:v1", '{"splits": ["v2=5%"]}', 400, "usage"),
+        ("GET", "routes/other@sha256:00000000", None, 400, "usage"),
+        ("DELETE", "routes/other:none", None, 404, "tag_not_found"),
         ("PUT", "pins/nobody", None, 404, "model_not_found"),
         ("POST", "prefetch/nobody", None, 404, "model_not_found"),
         ("GET", "adapters/nobody/lanes/history", None, 404, "model_not_found"),

@@ -202,6 +202,7 @@ async def test_residency_has_the_registrys_names(sight: Sight) -> None:
     assert sight.top().residency is None
     document = await sight.residency()
     assert document == sight.top().residency
+    assert document.base == "tiny"
     names = [slot and slot.reference for slot in document.slots]
     assert names == ["pirate:v1", "pirate:v2", None, None]
     unknown = document.slots[3]

@@ -30,6 +30,11 @@ from vllm.lora.resolver import LoRAResolverRegistry
 from vllm.v1.kv_cache_interface import KVCacheConfig
 print(current_platform.get_punica_wrapper())
 print(sorted(LoRAResolverRegistry.get_supported_resolvers()))
+from vllm.config import SchedulerConfig
+import vllm.plugins
+added = vllm.plugins.load_endpoint_plugins(("generate",))
+print([type(one).__name__ for one in added])
+print(hasattr(SchedulerConfig.get_scheduler_cls, "__wrapped__"))
 print(KVCacheConfig(num_blocks=1, kv_cache_tensors=[], kv_cache_groups=[]).needs_kv_cache_zeroing)
 """
 
@@ -72,9 +77,13 @@ def test_without_a_store_nothing_is_imported() -> None:
 
 def test_with_a_store_everything_is_installed(tmp_path: Path) -> None:
     variables = {STORE_VARIABLE: str(tmp_path), "ADAPTERCTL_ENGINE_ID": "e"}
-    wrapper, resolvers, zeroing = _run(_INSTALLED, **variables).splitlines()[-3:]
+    found = _run(_INSTALLED, **variables).splitlines()[-5:]
+    wrapper, resolvers, endpoints, scheduler, zeroing = found
     assert wrapper == patches.WRAPPER
     assert "adapterctl" in resolvers
+    # Once, though `register` was called twice.
+    assert endpoints == "['ResidencyEndpoints']"
+    assert scheduler == "True"
     assert zeroing == "True"
 
 
