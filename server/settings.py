@@ -64,7 +64,9 @@ class ServeSettings(Frozen):
         description="Seconds without a request after which a merged engine is stopped; 0: never.",
     )
     merged_wait: Seconds = Field(
-        120, description="Seconds that a request waits for the start of a merged engine."
+        120,
+        description="Seconds that a request waits for the start of a merged engine, or until the "
+        "base's is there again after a failure.",
     )
     merged_drain: Seconds = Field(
         300,

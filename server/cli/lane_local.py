@@ -69,7 +69,15 @@ class LocalLanes:
         return route_shown(self._catalog, reference)
 
     def route_of(self, reference: str) -> RouteShown:
-        return route_shown(self._catalog, reference)
+        """With what the first server that tells us has measured."""
+        shown = route_shown(self._catalog, reference)
+        if shown.route is not None:
+            for server in servers_on(self._root):
+                with suppress(AdapterctlError):
+                    told = server.route_of(reference)
+                    if told.route == shown.route:
+                        return told
+        return shown
 
     def routes(self) -> Sequence[Route]:
         return self._catalog.routes()

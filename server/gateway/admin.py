@@ -88,7 +88,7 @@ def admin_router(
     _add_tag_routes(router, catalog)
     _add_store_routes(router, catalog, jobs)
     add_job_routes(router, catalog, at_once=jobs_at_once)
-    add_lane_routes(router, catalog, lanes, refresh)
+    add_lane_routes(router, catalog, lanes, refresh, at_once=jobs_at_once)
     _add_server_routes(router, catalog, engines, lanes)
     return router
 

@@ -25,6 +25,7 @@ from server.gateway.lane_models import (
     TopDocument,
 )
 from server.gateway.lane_states import Running, all_shown, shown_of
+from server.gateway.route_status import RouteStatus
 
 Window = Annotated[float, Query(gt=0, description="Seconds: 60 or 900.")]
 Rows = Annotated[int, Query(ge=1, le=10_000, description="At most so many versions.")]
@@ -49,6 +50,9 @@ class LaneOperations(Protocol):
         """Hot: loads the version into the engine and returns when it is there. Merged: begins the
         start of its engine and returns at once. Raises what a request for it would."""
 
+    def route_status(self, route_id: int) -> RouteStatus:
+        """What was measured under the route since it is what it is."""
+
     def check_pin(self, reference: str) -> None:
         """Raises Conflict where the base's engine has no slot left for one more pinned version."""
 
@@ -57,16 +61,23 @@ class LaneOperations(Protocol):
 
 
 def add_lane_routes(
-    router: APIRouter, catalog: Catalog, lanes: LaneOperations, refresh: Callable[[], object]
+    router: APIRouter,
+    catalog: Catalog,
+    lanes: LaneOperations,
+    refresh: Callable[[], object],
+    *,
+    at_once: int | None = None,
 ) -> None:
     """Everything that `adapterctl deploy`, `route`, `pin`, `prefetch`, `top` and `advice` do."""
-    _add_deployment_routes(router, catalog, lanes)
+    _add_deployment_routes(router, catalog, lanes, at_once)
     _add_pin_routes(router, catalog, lanes, refresh)
-    _add_traffic_routes(router, catalog)
+    _add_traffic_routes(router, catalog, lanes)
     _add_seeing_routes(router, lanes)
 
 
-def _add_deployment_routes(router: APIRouter, catalog: Catalog, lanes: LaneOperations) -> None:
+def _add_deployment_routes(
+    router: APIRouter, catalog: Catalog, lanes: LaneOperations, at_once: int | None
+) -> None:
     path = "/deployments/{reference}"
 
     @router.get("/deployments", summary="List the deployments and what becomes of them")
@@ -80,7 +91,7 @@ def _add_deployment_routes(router: APIRouter, catalog: Catalog, lanes: LaneOpera
     @router.put(path, summary="Say in which lane a version is served; makes its merged model")
     async def deploy(request: Request, reference: str, body: DeployRequest) -> DeployAnswer:
         running, actor = Running.of(lanes.merged()), actor_of(request)
-        return await run_in_threadpool(deployed, catalog, reference, body, actor, running)
+        return await run_in_threadpool(deployed, catalog, reference, body, actor, running, at_once)
 
     @router.delete(path, summary="Take a version out of service")
     async def undeploy(request: Request, reference: str) -> DeploymentShown:
@@ -112,16 +123,19 @@ def _add_pin_routes(
         return await lanes.prefetch(reference)
 
 
-def _add_traffic_routes(router: APIRouter, catalog: Catalog) -> None:
+def _add_traffic_routes(router: APIRouter, catalog: Catalog, lanes: LaneOperations) -> None:
     path = "/routes/{reference}"
 
     @router.get("/routes", summary="List the routes")
     def routes() -> list[Route]:
         return list(catalog.routes())
 
-    @router.get(path, summary="How a reference's traffic is split")
-    def show(reference: str) -> RouteShown:
-        return route_shown(catalog, reference)
+    @router.get(path, summary="How a reference's traffic is split, and what was measured of it")
+    async def show(reference: str) -> RouteShown:
+        shown = await run_in_threadpool(route_shown, catalog, reference)
+        if shown.route is None:
+            return shown
+        return shown.model_copy(update={"measured": lanes.route_status(shown.route.id)})
 
     @router.put(path, summary="Split a reference's traffic")
     def route(request: Request, reference: str, body: RouteRequest) -> Route:

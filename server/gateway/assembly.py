@@ -158,7 +158,7 @@ def assemble(serving: Serving) -> Parts:
         sight=sight,
         watching=watching,
         state=state,
-        operations=RunningLanes(state, pool, sight),
+        operations=RunningLanes(state, pool, sight, watching.status),
     )
 
 
@@ -175,11 +175,14 @@ def _base_engine(serving: Serving, spawner: Spawner) -> Engine:
     logs.mkdir(parents=True, exist_ok=True)
     socket, log = serving.runtime / "engine.sock", logs / "engine.log"
 
+    plan = BasePlan(settings, Path(base.path), serving.descriptor)
+
     def command(capacity: Capacity, engine_id: str) -> EngineCommand:
         return engine_command(
             settings,
             base,
             capacity,
+            memory=plan.plan(capacity, _hot(serving)),
             quantization=serving.descriptor.quantization,
             engine_id=engine_id,
             socket=socket,

@@ -21,9 +21,17 @@ from server.gateway.lane_states import Running, of_version
 
 
 def deployed(
-    catalog: Catalog, reference: str, request: DeployRequest, actor: str, running: Running
+    catalog: Catalog,
+    reference: str,
+    request: DeployRequest,
+    actor: str,
+    running: Running,
+    at_once: int | None = None,
 ) -> DeployAnswer:
-    """Says where a version is served; the answer has the job that makes its model, if one does."""
+    """Says where a version is served; the answer has the job that makes its model, if one does.
+
+    `at_once`: how many jobs run at the same time; None: as the environment says.
+    """
     version = catalog.show(reference)
     done = catalog.deploy(
         f"{version.adapter}:{version.label}",
@@ -31,6 +39,7 @@ def deployed(
         merge=request.merge,
         model=request.model,
         switch=request.switch,
+        at_once=at_once,
         actor=actor,
     )
     return DeployAnswer(shown=of_version(catalog, version, done.deployment, running), job=done.job)

@@ -15,6 +15,7 @@ from adapters.frozen import Frozen, Lane
 from adapters.jobs.models import JobRecord
 from adapters.jobs.orders import MergeOrder
 from adapters.lanes.models import Deployment, Limits, Route, Sticky
+from server.gateway.route_status import RouteStatus
 
 # What a merged engine is doing. `idle`: stopped, the next request starts it; `failed`: its start
 # failed, and it is tried again after `retry_after`; `stopping`: it answers what it has begun.
@@ -109,12 +110,16 @@ class RouteRequest(Frozen):
 
 
 class RouteShown(Frozen):
-    """What NAME:TAG means: version `stable`, but for what its route says."""
+    """What NAME:TAG means: version `stable`, but for what its route says.
+
+    `measured` is what the answering server saw under the route; None without one, or from a store.
+    """
 
     adapter: str
     tag: str
     stable: int
     route: Route | None
+    measured: RouteStatus | None = None
 
 
 class Prefetched(Frozen):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from adapters.errors import UsageError
 from adapters.frozen import Lane
 from adapters.store.layout import digest_hex
@@ -16,6 +18,7 @@ from server.gateway.lane_models import (
     TopDocument,
 )
 from server.gateway.lanes import MERGED
+from server.gateway.route_status import RouteStatus
 from server.gateway.state import GatewayState
 from server.gateway.top import Sight
 
@@ -35,7 +38,14 @@ _NAMES: dict[MergedState, MergedStateName] = {
 class RunningLanes:
     """Implements `LaneOperations`."""
 
-    def __init__(self, state: GatewayState, pool: EnginePool, sight: Sight):
+    def __init__(
+        self,
+        state: GatewayState,
+        pool: EnginePool,
+        sight: Sight,
+        route_status: Callable[[int], RouteStatus],
+    ):
+        self._route_status = route_status
         self._state = state
         self._pool = pool
         self._sight = sight
@@ -70,6 +80,9 @@ class RunningLanes:
             lane=Lane.MERGED,
             engine=next(found, None),
         )
+
+    def route_status(self, route_id: int) -> RouteStatus:
+        return self._route_status(route_id)
 
     def check_pin(self, reference: str) -> None:
         version = self._state.snapshot().resolve(reference).version

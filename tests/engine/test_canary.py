@@ -42,6 +42,10 @@ def store(live: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for source in (DEMO / "pirate", garbage, DEMO / "json"):
             catalog.register(str(source), name="watched", base="smollm2")
         catalog.tag("watched:latest", "v1")
+        deadline = time.monotonic() + 30
+        while live.status("/v1/models/watched:v3") != 200:
+            assert time.monotonic() < deadline, "the server has not seen them"
+            time.sleep(0.05)
         yield catalog
         catalog.unroute("watched")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import urllib.request
 from typing import Any
@@ -85,6 +86,7 @@ def waiting_standby(live: LiveServer) -> int:
 
 def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> None:
     standby = waiting_standby(live)
+    restarts = live.engine()["restarts"]
     stream = iter(long_stream(live))
     for _ in range(3):
         next(stream)
@@ -97,12 +99,11 @@ def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> 
     while live.status("/readyz") == 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(openai.APIStatusError) as refused:
-        long_stream(live)
-    assert refused.value.status_code == 503
-    assert int(refused.value.response.headers["retry-after"]) > 0
     assert live.status("/healthz") == 200
-    live.wait_ready()
+    # Whoever asks now is answered when it is back.
+    for _ in itertools.islice(long_stream(live), 3):
+        pass
+    assert live.status("/readyz") == 200
     # The process that waited for it is the engine now, and so are its two forked children: what
     # vLLM wanted of them was what they were made with.
     assert live.engine()["pid"] == standby
@@ -110,10 +111,11 @@ def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> 
     # Whatever is left of the killed engine would hold its memory for ever.
     assert not set(processes) & set(live.engine_processes())
     assert session_members(processes[0]) == []
-    assert live.engine()["restarts"] == 1
+    assert live.engine()["restarts"] == restarts + 1
     assert_all_answer(live)
     with urllib.request.urlopen(live.url + "/metrics", timeout=5) as response:
-        assert b'adapterctl_engine_restarts_total{base="smollm2"} 1.0' in response.read()
+        told = f'adapterctl_engine_restarts_total{{base="smollm2"}} {restarts + 1:.1f}'
+        assert told.encode() in response.read()
 
 
 def test_a_killed_server_leaves_no_orphan_and_serves_the_same_registry_again(

@@ -40,6 +40,8 @@ TEAMS = {
 CLIENTS_EACH = 2
 # Seen by the server's snapshot, and then some.
 SEEN = 1.0
+# A killed process takes requests until the kernel has freed its memory and closes its sockets.
+DYING = 0.5
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,8 @@ def unexplained(books: Books, kills: list[tuple[float, set[str]]]) -> list[Any]:
         failure
         for failure in books.failures
         if not any(
-            failure[0] in hurt and failure[1] <= killed <= failure[2] for killed, hurt in kills
+            failure[0] in hurt and failure[1] <= killed + DYING and killed <= failure[2]
+            for killed, hurt in kills
         )
     ]
 

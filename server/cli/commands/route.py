@@ -14,8 +14,10 @@ from adapters.lanes.wording import route_text, share_text
 from server.cli.complete import references, route_targets
 from server.cli.options import Command
 from server.cli.output import clean, emit_json, local_time, note, say, table
+from server.cli.route_view import say_measured
 from server.cli.session import Session, pass_session
 from server.gateway.lane_models import RouteRequest, RouteShown
+from server.gateway.route_status import RouteStatus
 
 _LIMITS = Limits()
 _LIMIT_OPTIONS = {
@@ -187,13 +189,20 @@ def _list(session: Session) -> None:
 
 def _say_shown(session: Session, shown: RouteShown, *, cleared: bool = False) -> None:
     if session.json:
-        emit_json(None if shown.route is None else shown.route.model_dump(mode="json"))
+        emit_json(None if shown.route is None else _document(shown.route, shown.measured))
         return
     name = f"{clean(shown.adapter)}:{clean(shown.tag)}"
     if shown.route is None:
         say(f"{name}: all of it goes to v{shown.stable}{'' if cleared else ', there is no route'}")
         return
     _say_route(name, shown.stable, shown.route)
+    if shown.measured is not None:
+        say_measured(shown.measured)
+
+
+def _document(route: Route, measured: RouteStatus | None) -> dict[str, object]:
+    seen = None if measured is None else measured.model_dump(mode="json")
+    return {**route.model_dump(mode="json"), "measured": seen}
 
 
 def _say_route(name: str, stable: int, route: Route) -> None:

@@ -20,6 +20,8 @@ from server.gateway.lane_models import (
     TopEngine,
     TopRow,
 )
+from server.gateway.observing import Role
+from server.gateway.route_status import RouteStatus, ShadowStatus, SideStatus
 
 GIB = 1024**3
 DIGEST = "sha256:" + "ab" * 32
@@ -89,6 +91,28 @@ RESIDENT = ResidencyDocument(
     swap_seconds=0.02,
 )
 
+MEASURED = RouteStatus(
+    route=1,
+    stable=SideStatus(
+        number=1, lane="hot", role=Role.STABLE, requests=120, window=50, first_token=0.21, read=50
+    ),
+    canaries=(
+        SideStatus(
+            number=2,
+            lane="hot",
+            role=Role.CANARY,
+            requests=14,
+            window=14,
+            errors=1,
+            first_token=0.25,
+            per_token=0.02,
+            read=13,
+            verdict="watched",
+        ),
+    ),
+    shadows=(ShadowStatus(number=2, lane="merged", sent=9, dropped=2, same=3, seconds=1.5),),
+)
+
 
 @dataclass
 class ScriptedLanes:
@@ -105,6 +129,7 @@ class ScriptedLanes:
     started: dict[str, int] = field(default_factory=dict)
     advised: list[Advice] = field(default_factory=lambda: [ADVICE])
     shown: TopDocument = TOP
+    measured: RouteStatus = MEASURED
     # Every slot that may be pinned is.
     full: bool = False
 
@@ -139,6 +164,9 @@ class ScriptedLanes:
         return Prefetched(
             adapter=version.adapter, number=version.number, lane=Lane.MERGED, engine=state
         )
+
+    def route_status(self, route_id: int) -> RouteStatus:
+        return self.measured.model_copy(update={"route": route_id})
 
     def check_pin(self, reference: str) -> None:
         self.catalog.show(reference)

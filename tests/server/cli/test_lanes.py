@@ -231,17 +231,30 @@ def test_routes(place: Place) -> None:
         "slower": 3.0,
         "degenerate": 0.2,
     }
-    assert place.cli.ok("route", "bot:latest") == made
+    document = place.cli.ok("route", "bot:latest")
+    measured = document.pop("measured")
+    assert document == made
+    assert measured["route"] == made["id"]
+    assert measured["canaries"][0]["verdict"] == "watched"
     assert place.cli.ok("route") == [made]
     shown = place.cli("route", "bot").out.splitlines()
-    assert [line.rstrip() for line in shown[:-1]] == [
+    assert [line.rstrip() for line in shown[:5]] == [
         "bot:latest, by user:",
         "SHARE   TO",
         "97.5 %  v2  what the tag means",
         "2.5 %   v1  and whoever sends x-canary: 1",
         "10 %    v1  a copy, nobody sees it",
     ]
-    assert "beyond 20 % more failures, 3 times the time" in shown[-1]
+    assert "beyond 20 % more failures, 3 times the time" in shown[5]
+    assert [" ".join(line.split()) for line in shown[6:]] == [
+        "",
+        "REQUESTS FAILED FIRST TOKEN PER TOKEN DEGENERATE VERDICT",
+        "v1 hot, stable 120 0 of 50 210 ms - 0 of 50",
+        "v2 hot, canary 14 1 of 14 250 ms 20 ms 0 of 13 watched",
+        "",
+        "SHADOW COPIES DROPPED FAILED SAME ANSWER TIME THE REAL ONE'S",
+        "v2 merged 9 2 0 of 9 3 of 9 1.5 s -",
+    ]
     unwatched = place.cli.ok("route", "bot", "v1=5%", "--no-rollback")
     assert (unwatched["limits"], unwatched["shadows"]) == (None, [])
     assert unwatched["id"] > made["id"]

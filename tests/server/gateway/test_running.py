@@ -8,6 +8,7 @@ from adapters.errors import AdapterNotFound, NotDeployed, UsageError
 from adapters.frozen import Lane
 from adapters.store.layout import StoreLayout
 from server.gateway.measured import MeasuredModels
+from server.gateway.route_status import RouteStatus
 from server.gateway.running import RunningLanes, free_bytes, merged_states
 from server.gateway.top import Sight
 from tests.server.gateway.lane_cases import MODEL, WEIGHTY_MODEL, ask, merged, says, until
@@ -28,7 +29,7 @@ def running(gateway: Gateway) -> RunningLanes:
         free_bytes=lambda: free_bytes(gateway.pool),
     )
     state.observers.append(sight.traffic.observe)
-    return RunningLanes(state, gateway.pool, sight)
+    return RunningLanes(state, gateway.pool, sight, lambda route: RouteStatus(route=route))
 
 
 async def test_a_prefetch_of_a_merged_version_begins_its_engines_start(
