@@ -1,12 +1,13 @@
 """The merged lane on the real engine: deployed, killed, taken back, and what is for it alone.
 
-One version that both lanes can answer (the demo's pirate) and one that only the merged lane can
-(a DoRA of PEFT's own making). Tokens are judged as in test_methods.py: by the model that the
-version belongs to, in fp32.
+One version that both lanes can answer (the demo's pirate), and three that only the merged lane
+can: a DoRA, an IA³ and a full fine-tune of PEFT's own making. Tokens are judged as in
+test_methods.py: by the model that the version belongs to, in fp32.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import threading
@@ -18,7 +19,8 @@ from typing import Any
 
 import openai
 import pytest
-from peft import LoraConfig, PeftModel
+import torch
+from peft import IA3Config, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.expectations import EXPECTATIONS, MAX_TOKENS
@@ -28,11 +30,32 @@ from tests.engine.test_methods import NOISE, PROMPTS, faults, tokens_said
 
 ARTIFACTS = Path(__file__).parents[2] / "demo" / "artifacts"
 QUESTION = "What is the capital of France?"
-DORA = Made(
-    LoraConfig(r=8, lora_alpha=16, target_modules=ALL, use_dora=True, task_type="CAUSAL_LM"),
-    {"lora_A": 0.05, "lora_B": 0.05, "lora_magnitude_vector": 0.05},
-    8,
-)
+
+
+def as_full_model(model: PeftModel, folder: Path) -> None:
+    """The whole model with its change in it, as a trainer without adapters leaves it."""
+    whole = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+    whole.to(torch.bfloat16).save_pretrained(folder)
+
+
+MERGE_ONLY = {
+    "dora": Made(
+        LoraConfig(r=8, lora_alpha=16, target_modules=ALL, use_dora=True, task_type="CAUSAL_LM"),
+        {"lora_A": 0.05, "lora_B": 0.05, "lora_magnitude_vector": 0.05},
+        8,
+    ),
+    "ia3": Made(
+        IA3Config(target_modules=ALL, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+        {"ia3_l": 0.3},
+        0,
+    ),
+    "full-fine-tune": Made(
+        LoraConfig(r=8, lora_alpha=16, target_modules=ALL, task_type="CAUSAL_LM"),
+        {"lora_A": 0.065, "lora_B": 0.065},
+        0,
+        as_full_model,
+    ),
+}
 
 
 def cli(live: LiveServer, *arguments: str) -> Any:
@@ -143,25 +166,27 @@ def test_when_its_engine_is_killed_the_hot_lane_answers_meanwhile(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_dora_is_answered_as_soon_as_it_is_deployed(
-    live: LiveServer, base_path: Path, tokenizer: Any, tmp_path: Path
+@pytest.mark.parametrize("method", MERGE_ONLY)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_for_the_merged_lane_alone_is_answered_once_it_is_deployed(
+    method: str, live: LiveServer, base_path: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    model = make(DORA, base_path, tmp_path / "dora", seed=11)
-    source = str(tmp_path / "dora")
-    registered = cli(live, "register", source, "--name", "dora", "--base", "smollm2")
-    assert (registered["method"], registered["lane"]) == ("dora", "merged")
-    with pytest.raises(openai.NotFoundError, match=r"adapterctl deploy dora:v1 --lane merged"):
-        ask(live, "dora")
-    cli(live, "deploy", "dora", "--lane", "merged")
-    assert ask(live, "dora")[0] == "merged"
+    name, source = f"only-{method}", tmp_path / "artifact"
+    model = make(MERGE_ONLY[method], base_path, source, seed=11)
+    registered = cli(live, "register", str(source), "--name", name, "--base", "smollm2")
+    assert (registered["method"], registered["lane"]) == (method, "merged")
+    with pytest.raises(openai.NotFoundError, match=f"adapterctl deploy {name}:v1 --lane merged"):
+        ask(live, name)
+    cli(live, "deploy", name, "--lane", "merged")
+    assert ask(live, name)[0] == "merged"
     base = AutoModelForCausalLM.from_pretrained(base_path, dtype="float32").eval()
     differs = 0.0
     for prompt in PROMPTS:
         ids = tokenizer(prompt).input_ids
-        said = tokens_said(live, "dora", ids)
+        said = tokens_said(live, name, ids)
         assert faults(model, ids, said).max() <= NOISE, tokenizer.decode(said)
         differs += float(faults(base, ids, said).sum())
     assert differs > 4, "the adapter must be strong enough for the comparison to mean anything"
-    cli(live, "undeploy", "dora")
+    cli(live, "undeploy", name)
     with pytest.raises(openai.NotFoundError):
-        ask(live, "dora")
+        ask(live, name)
