@@ -85,6 +85,13 @@ def unavailable(state: EngineState, detail: str) -> EngineUnavailable:
     return EngineUnavailable(f"{what}{suffix}; try again in {after} s", retry_after=after)
 
 
+def core_is_dead() -> EngineUnavailable:
+    """The error while an engine still answers, but only that nothing is behind it any more."""
+    return EngineUnavailable(
+        "the engine has failed and is being started again; try again in 10 s", retry_after=10
+    )
+
+
 class ExternalEngine:
     """An engine that was there before: watched, never started or stopped."""
 

@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 from starlette.responses import Response
 
-from adapters.errors import AdapterNotLoadable, EngineUnavailable
+from adapters.errors import AdapterNotLoadable
+from server.engine.engines import core_is_dead
 from server.gateway.sse import ModelName, Usage
 from server.gateway.target import Target
 
@@ -57,9 +58,7 @@ def _error(status: int, data: bytes, target: Target) -> WholeAnswer:
             param="model",
         )
     if status >= 500 and _core_is_dead(message):
-        raise EngineUnavailable(
-            "the engine has failed and is being started again; try again in 10 s", retry_after=10
-        )
+        raise core_is_dead()
     answer = WholeAnswer(
         json.dumps(
             {

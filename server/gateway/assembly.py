@@ -96,8 +96,9 @@ def assemble(serving: Serving) -> Parts:
         return watcher.current
 
     standby = StandbySpawner(layout.logs / "standby.log")
-    engine = _base_engine(serving, standby)
-    pool = _pool(serving, engine, standby)
+    plan = BasePlan(settings, Path(base.path), serving.descriptor)
+    engine = _base_engine(serving, plan, standby)
+    pool = _pool(serving, plan, engine, standby)
     quantized = serving.descriptor.quantization is not None
     placing = Placing(base, engine, layout, quantized=quantized)
     reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
@@ -162,7 +163,7 @@ def assemble(serving: Serving) -> Parts:
     )
 
 
-def _base_engine(serving: Serving, spawner: Spawner) -> Engine:
+def _base_engine(serving: Serving, plan: BasePlan, spawner: Spawner) -> Engine:
     settings, base = serving.settings, serving.base
     if settings.engine_url is not None:
         return ExternalEngine(
@@ -174,8 +175,6 @@ def _base_engine(serving: Serving, spawner: Spawner) -> Engine:
     logs = StoreLayout(settings.store).logs
     logs.mkdir(parents=True, exist_ok=True)
     socket, log = serving.runtime / "engine.sock", logs / "engine.log"
-
-    plan = BasePlan(settings, Path(base.path), serving.descriptor)
 
     def command(capacity: Capacity, engine_id: str) -> EngineCommand:
         return engine_command(
@@ -198,9 +197,8 @@ def _hot(serving: Serving) -> list[VersionRecord]:
     return hot_versions(serving.watcher.current.adapters.values(), serving.base.digest)
 
 
-def _pool(serving: Serving, engine: Engine, spawner: Spawner) -> EnginePool:
-    settings, base = serving.settings, serving.base
-    plan = BasePlan(settings, Path(base.path), serving.descriptor)
+def _pool(serving: Serving, plan: BasePlan, engine: Engine, spawner: Spawner) -> EnginePool:
+    settings = serving.settings
     standby = STANDBY_BYTES if settings.engine_start == "standby" and on_cpu() else 0
 
     def base_bytes() -> int:

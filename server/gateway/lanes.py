@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from adapters.errors import EngineUnavailable
 from adapters.frozen import Lane
-from server.engine.engines import Engine, EngineState
+from server.engine.engines import Engine, EngineState, core_is_dead
 from server.engine.merged import EngineHold, MergedModel, MergedState
 from server.engine.pool import EnginePool
 from server.engine.transport import EngineTransport
@@ -187,10 +187,7 @@ class Lanes:
     def _base_transport(self) -> EngineTransport:
         transport = self._engine.transport()
         if self._dying.get(transport, 0.0) > asyncio.get_running_loop().time():
-            raise EngineUnavailable(
-                "the engine has failed and is being started again; try again in 10 s",
-                retry_after=10,
-            )
+            raise core_is_dead()
         return transport
 
     def _ready(self, model: MergedModel) -> Hold | None:

@@ -35,8 +35,6 @@ from tests.server.gateway.scripted import (
     store_blob,
 )
 
-MERGED_NAME = "sha256-" + "6" * 64
-
 
 @pytest.fixture(autouse=True)
 def hot_engine(engine: ScriptedEngine) -> None:
