@@ -12,7 +12,8 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
     resolver.py   engine name (sha256-<hex>) -> the directory in the store, under a lease
     patches.py    every change to vLLM itself, each with its reason and version
     mixtures.py   mixtures of experts: served at all, and without LoRA on the experts
-    punica.py     the CPU LoRA arithmetic: spans.py (who needs what), packs.py (weights)
+    punica.py     the CPU LoRA arithmetic: spans.py (who needs what), native/ (compiled C),
+                  packs.py (by torch), written.py (changed slots); layers.py: who calls it
     residency.py  what the worker's adapter caches hold, and pins; endpoints.py: HTTP routes for
                   that; reserving.py: the scheduler keeps the pinned ones' slots
 
