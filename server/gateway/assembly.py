@@ -31,9 +31,11 @@ from server.engine.transport import EngineAddress
 from server.gateway.admin_lanes import LaneOperations
 from server.gateway.compositions import Compositions
 from server.gateway.copying import Copying
+from server.gateway.guard import Guard
 from server.gateway.lanes import Lanes
 from server.gateway.measured import MeasuredModels
 from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.observing import Observation
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
 from server.gateway.reconciling import Reconciler
@@ -72,6 +74,7 @@ class Parts:
     state: GatewayState
     # What the admin API asks of the running server.
     operations: LaneOperations
+    guard: Guard
 
     async def follow(self) -> None:
         """What goes on beside requests once the engine is there; until cancelled."""
@@ -85,6 +88,7 @@ class Parts:
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
+        await self.guard.close()
 
 
 def assemble(serving: Serving) -> Parts:
@@ -115,13 +119,19 @@ def assemble(serving: Serving) -> Parts:
         in_flight=lambda: in_flight,
         free_bytes=lambda: free_bytes(pool),
     )
+    guard = Guard(snapshot, serving.catalog.quarantine, watcher.refresh, placing.kept_back, metrics)
+
+    def tell(copied: Observation) -> None:
+        sight.traffic.observe(copied)
+        guard.observe(copied)
+
     watching = Watching(
         settings,
         snapshot,
         serving.catalog.roll_back_route,
         Copying(placing, lanes, documents),
         metrics,
-        tell=sight.traffic.observe,
+        tell=tell,
     )
     collectors = (
         StateCollector(engine, base.name, snapshot),
@@ -149,7 +159,7 @@ def assemble(serving: Serving) -> Parts:
         keep_up=reconciler.keep_up,
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
-        observers=[sight.traffic.observe, watching.observe],
+        observers=[guard.observe, sight.traffic.observe, watching.observe],
     )
     return Parts(
         engine=engine,
@@ -160,6 +170,7 @@ def assemble(serving: Serving) -> Parts:
         watching=watching,
         state=state,
         operations=RunningLanes(state, pool, sight, watching.status),
+        guard=guard,
     )
 
 

@@ -66,6 +66,10 @@ class ResidencyEndpoints:
         self._models: Any = None
 
     def attach_router(self, app: FastAPI) -> None:
+        # Imported where the API server is being made: nowhere else is it needed.
+        from server.vllm_plugin import answering
+
+        answering.install()
         app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
         app.add_api_route(f"{PREFIX}/prefetch", self.prefetch, methods=["POST"])
         app.add_api_route(f"{PREFIX}/pins", self.pins, methods=["PUT"])

@@ -16,7 +16,7 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
-from server.vllm_plugin import forking, mixtures
+from server.vllm_plugin import finite, forking, mixtures
 
 logger = logging.getLogger("vllm.adapterctl.patches")
 
@@ -34,6 +34,7 @@ def install() -> None:
     require_supported(vllm.__version__)
     _replace_lora_arithmetic()
     _zero_new_cache_blocks()
+    finite.install()
     mixtures.install()
 
 
