@@ -11,10 +11,14 @@ from sqlalchemy import Connection, insert, select, update
 from adapters.errors import NotFound
 from adapters.registry import schema
 from adapters.registry.key_lookup import hash_secret
+from adapters.registry.reader import KEYS_CHANGED
 from adapters.registry.rows import now
+from adapters.registry.writer import note_change
 
 
-def add_key(connection: Connection, scopes: Sequence[str], label: str) -> tuple[str, str]:
+def add_key(
+    connection: Connection, scopes: Sequence[str], label: str, tenant: str
+) -> tuple[str, str]:
     """(id, secret to hand out once)."""
     key_id = secrets.token_hex(6)
     secret = f"ak-{key_id}-{secrets.token_urlsafe(32)}"
@@ -24,9 +28,11 @@ def add_key(connection: Connection, scopes: Sequence[str], label: str) -> tuple[
             label=label,
             secret_sha256=hash_secret(secret),
             scopes=json.dumps(sorted(set(scopes))),
+            tenant=tenant,
             created_at=now(),
         )
     )
+    note_change(connection, KEYS_CHANGED)
     return key_id, secret
 
 
@@ -38,3 +44,4 @@ def revoke_key(connection: Connection, key_id: str) -> None:
         raise NotFound(f"there is no key '{key_id}': `adapterctl keys ls` lists what there is")
     if row.revoked_at is None:
         connection.execute(update(schema.keys).where(table.id == key_id).values(revoked_at=now()))
+        note_change(connection, KEYS_CHANGED)

@@ -43,6 +43,8 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
     """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
     exchange = Exchange(state.metrics, route.path, state.observers, state.in_flight)
     try:
+        caller = state.callers.caller(request.headers)
+        exchange.called_by(caller.tenant)
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
         asked = Asked(_request_id(request), request.headers, document)
