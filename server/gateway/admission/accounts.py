@@ -39,7 +39,7 @@ class Flow:
     def put(self, ticket: Ticket) -> None:
         """Queue it by the order of arrival: one that is offered once more goes to its old place."""
         behind: list[Ticket] = []
-        while self.waiting and self.waiting[-1].sequence > ticket.sequence:
+        while self.waiting and self.waiting[-1].arrived > ticket.arrived:
             behind.append(self.waiting.pop())
         self.waiting.append(ticket)
         self.waiting.extend(reversed(behind))
@@ -86,7 +86,7 @@ class Account:
         if len(self.flows) == 1:
             return [flow for flow in self.flows.values() if flow.waiting]
         found = [flow for flow in self.flows.values() if flow.waiting]
-        found.sort(key=lambda flow: (flow.service, flow.waiting[0].sequence))
+        found.sort(key=lambda flow: (flow.service, flow.waiting[0].arrived))
         return found
 
     def held_slots(self) -> int:

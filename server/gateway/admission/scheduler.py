@@ -12,7 +12,6 @@ after anything that may make room, `pump` gives the tickets that are admitted no
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -58,7 +57,6 @@ class Scheduler:
         # Sequences at the engine.
         self.places = 0
         self.queued = 0
-        self._sequence = itertools.count()
         self._admitted: dict[Ticket, Account] = {}
         self._background: set[Ticket] = set()
         # Admitted tickets whose prompt is being read.
@@ -78,8 +76,7 @@ class Scheduler:
         place in the order.
         """
         assert ticket.state in (TicketState.NEW, TicketState.DONE)
-        if ticket.sequence < 0:
-            ticket.sequence = next(self._sequence)
+        if math.isnan(ticket.arrived):
             ticket.arrived = now
         ticket.charged, ticket.written = 0.0, 0
         account = self.accounts.arrive(ticket, now)

@@ -84,8 +84,7 @@ class Ticket:
     cost: Cost
     weight: float = 1.0
     state: TicketState = TicketState.NEW
-    # Order of arrival; kept when it is offered once more.
-    sequence: int = -1
+    # Kept when it is offered once more: its place in the order.
     arrived: float = math.nan
     admitted: float = math.nan
     # Places taken at the engine.
