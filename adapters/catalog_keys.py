@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adapters.registry import reader
 from adapters.registry.reader import KeyRecord
 from adapters.store.layout import StoreLayout
-from adapters.tenants import ADMIN, DEFAULT_TENANT, check_tenant
+from adapters.tenants import ADMIN, DEFAULT_TENANT, check_label, check_tenant
 
 if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
@@ -27,9 +27,10 @@ class KeyCatalog:
     ) -> tuple[str, str]:
         """(id, secret). The secret is not kept and cannot be shown again.
 
-        Raises UsageError for a tenant that is no name.
+        Raises UsageError for a tenant that is no name or a label that is no line.
         """
         check_tenant(tenant)
+        check_label(label)
         from adapters.registry.keys import add_key
 
         with self._writer().transaction() as connection:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, insert, select, update
 
-from adapters.errors import NotFound
 from adapters.registry import schema
 from adapters.registry.key_lookup import hash_secret
 from adapters.registry.reader import KEYS_CHANGED
 from adapters.registry.rows import now
 from adapters.registry.writer import note_change
+from adapters.tenants import no_key
 
 
 def add_key(
@@ -41,7 +41,7 @@ def revoke_key(connection: Connection, key_id: str) -> None:
     table = schema.keys.c
     row = connection.execute(select(table.revoked_at).where(table.id == key_id)).first()
     if row is None:
-        raise NotFound(f"there is no key '{key_id}': `adapterctl keys ls` lists what there is")
+        raise no_key(key_id)
     if row.revoked_at is None:
         connection.execute(update(schema.keys).where(table.id == key_id).values(revoked_at=now()))
         note_change(connection, KEYS_CHANGED)
