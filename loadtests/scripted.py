@@ -80,7 +80,12 @@ class Scripted:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         response.headers["x-adapterctl-version"] = f"{model}:v1"
         await response.prepare(request)
-        await self._stream(response, body, model)
+        try:
+            await self._stream(response, body, model)
+        except ConnectionResetError:
+            # The client is gone, or is to find that the server is.
+            if request.transport is not None:
+                request.transport.abort()
         return response
 
     async def _stream(self, response: web.StreamResponse, body: dict[str, Any], model: str) -> None:

@@ -53,7 +53,7 @@ def generate(order: Order, records: Path) -> None:
             file.write(record.model_dump_json() + "\n")
 
         shared = Shared(order, heard)
-        classes = user_classes(shared, order.models, order.base)
+        classes = user_classes(shared)
         environment = Environment(user_classes=list(classes), host=order.url)
         faults: list[BaseException] = []
         user_error: Any = environment.events.user_error

@@ -14,7 +14,7 @@ from gevent import GreenletExit, Timeout
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPSocketPoolResponse
 
-from loadtests.load.records import OK
+from loadtests.load.records import OK, UNFINISHED
 from loadtests.load.sse import DONE, Event, EventLines, error_message, understand
 
 # What a server says of an error; more is no message.
@@ -93,7 +93,7 @@ class Asker:
             answer.outcome = "timeout"
             answer.error = f"no end within {self._timeout:g} s"
         except GreenletExit:
-            answer.outcome = "unfinished"
+            answer.outcome = UNFINISHED
             answer.error = "still under way when the run was over"
             raise
         except (OSError, HTTPException) as error:

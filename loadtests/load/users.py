@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import gevent
 from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.user.wait_time import constant
 
 from loadtests.load.order import Order
 from loadtests.load.plan import TenantPlan
 from loadtests.load.prompts import Prompts
-from loadtests.load.records import Record
+from loadtests.load.records import UNFINISHED, Record
 from loadtests.load.stream import Answer, Asker
 from loadtests.load.turns import Turn, Turns
-from loadtests.scenarios import Closed
+from loadtests.scenarios import Closed, Tenant
 
 # Seconds after which a closed-loop user who was refused comes back: else there were only errors.
 _AFTER_ERROR = 0.5
@@ -45,70 +45,95 @@ class Shared:
         return time.monotonic() - self._zero
 
 
+@dataclass(frozen=True)
+class Member:
+    """What makes a user one of a tenant's: its turns are shared with the others of it."""
+
+    shared: Shared
+    tenant: Tenant
+    turns: Turns
+
+    @property
+    def closed(self) -> bool:
+        return isinstance(self.tenant.load, Closed)
+
+    @property
+    def pause(self) -> float:
+        return self.tenant.load.pause if isinstance(self.tenant.load, Closed) else 0.0
+
+
+def members(shared: Shared) -> list[Member]:
+    """One for each tenant of the scenario."""
+    order = shared.order
+    found = []
+    for tenant in order.scenario.askers:
+        plan = TenantPlan(order.scenario, tenant, order.models, order.base)
+        turns = Turns(order.scenario, plan, shared.clock, gevent.sleep)
+        found.append(Member(shared, tenant, turns))
+    return found
+
+
 class OpenAIUser(User):
-    """One who asks when it is its turn. Subclasses (`user_classes`) belong to a tenant."""
+    """One who asks when it is its turn. A subclass says whose `member` it is."""
 
     abstract = True
-    shared: ClassVar[Shared]
-    turns: ClassVar[Turns]
-    tenant: ClassVar[str]
-    back_off: ClassVar[bool]
+    member: Member
+    asker: Asker | None = None
 
     def on_start(self) -> None:
-        order = self.shared.order
+        shared = self.member.shared
         self.asker = Asker(
-            order.url,
-            order.path,
-            order.headers.get(self.tenant, {}),
-            order.scenario.timeout,
-            self.shared.clock,
+            shared.order.url,
+            shared.order.path,
+            shared.order.headers.get(self.member.tenant.name, {}),
+            shared.order.scenario.timeout,
+            shared.clock,
         )
 
     def on_stop(self) -> None:
-        self.asker.close()
+        if self.asker is not None:
+            self.asker.close()
+
+    def wait_time(self) -> float:
+        """Seconds between an answer and the next request."""
+        return self.member.pause
 
     @task
     def ask(self) -> None:
         """Wait for a turn and take it."""
-        self.shared.started.wait()
-        turn = self.turns.next()
+        if self.asker is None:
+            raise StopUser
+        shared = self.member.shared
+        shared.started.wait()
+        turn = self.member.turns.next()
         if turn is None:
             raise StopUser
-        body = self.shared.order.body(turn.item, self.shared.prompts)
+        body = shared.order.body(turn.item, shared.prompts)
         answer = Answer()
         # A closed-loop user's request is due when it can be sent: making its words is our time.
-        due = self.shared.clock() if self.back_off else turn.due
+        due = shared.clock() if self.member.closed else turn.due
         try:
             self.asker.ask(body, answer)
         finally:
             record = _record(turn, due, answer)
-            self.shared.heard(record)
-            _tell(self.environment, record)
-        if self.back_off and not record.ok:
+            shared.heard(record)
+            if record.outcome != UNFINISHED:
+                _tell(self.environment, record)
+        if self.member.closed and not record.ok:
             wait = _AFTER_ERROR if answer.retry_after is None else answer.retry_after
             gevent.sleep(min(max(wait, 0.05), _LONGEST_BACK_OFF))
 
 
-def user_classes(
-    shared: Shared, models: tuple[str, ...], base: str | None
-) -> list[type[OpenAIUser]]:
+def user_classes(shared: Shared) -> list[type[OpenAIUser]]:
     """A class of users for each tenant of the scenario, with as many as its load says."""
-    scenario = shared.order.scenario
     classes = []
-    for tenant in scenario.askers:
-        plan = TenantPlan(scenario, tenant, models, base)
-        closed = isinstance(tenant.load, Closed)
-        members: dict[str, Any] = {
-            "shared": shared,
-            "tenant": tenant.name,
-            "turns": Turns(scenario, plan, shared.clock, gevent.sleep),
-            "back_off": closed,
-            "fixed_count": tenant.load.users,
-            "wait_time": constant(tenant.load.pause if isinstance(tenant.load, Closed) else 0),
-            "host": shared.order.url,
+    for member in members(shared):
+        inside: dict[str, Any] = {
+            "member": member,
+            "fixed_count": member.tenant.load.users,
             "abstract": False,
         }
-        classes.append(type(f"{tenant.name} users", (OpenAIUser,), members))
+        classes.append(type(f"{member.tenant.name} users", (OpenAIUser,), inside))
     return classes
 
 
