@@ -14,6 +14,7 @@ from pathlib import Path
 from adapters.frozen import Frozen
 
 OK = "ok"
+UNFINISHED = "unfinished"
 
 
 class Record(Frozen):
