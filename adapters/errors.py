@@ -26,7 +26,7 @@
     ├── ServerUnreachable      no adapterctl server answers at the CLI's --server
     ├── AccessError            Unauthorized · Forbidden
     ├── RequestError           what a client sent
-    │   ├── InvalidRequest · RequestTooLarge · RouteNotServed
+    │   ├── InvalidRequest · RequestTooLarge · RouteNotServed · Overloaded
     └── EngineError
         ├── EngineUnavailable  starting, restarting or down: try again
         ├── EngineTimeout      no connection, no first token, or no end in time
@@ -41,27 +41,8 @@ label and the `error.code` of `--json`. Status and exit derive from the class, n
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-
-class AdapterctlError(Exception):
-    """Something that has one clear sentence to say; never shown as a traceback."""
-
-    code: ClassVar[str] = "internal_error"
-    http_status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = 1
-    openai_type: ClassVar[str] = "server_error"
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None):
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.retry_after = retry_after
-
-    def body(self) -> dict[str, Any]:
-        """The error in OpenAI's shape, as every HTTP route and SSE frame sends it."""
-        said = {"message": self.message, "type": self.openai_type}
-        return {"error": {**said, "param": self.param, "code": self.code}}
+# Again under its own name: everybody takes it from here.
+from adapters.error_root import AdapterctlError as AdapterctlError  # noqa: PLC0414
 
 
 class UsageError(AdapterctlError):
@@ -333,6 +314,14 @@ class RouteNotServed(RequestError):
     http_status = 404
 
 
+class Overloaded(RequestError):
+    """The queue is full, or a request waited too long in it: try again after Retry-After."""
+
+    code = "overloaded"
+    http_status = 429
+    openai_type = "rate_limit_error"
+
+
 class EngineError(AdapterctlError):
     """The engine failed."""
 
@@ -394,6 +383,6 @@ class AdapterNotLoadable(EngineError):
 def error_classes() -> list[type[AdapterctlError]]:
     """Every class of the tree, the root first: documentation and tests go through it."""
     found: list[type[AdapterctlError]] = [AdapterctlError]
-    for cls in found:
+    for cls in found:  # It grows meanwhile.
         found.extend(cls.__subclasses__())
     return found
