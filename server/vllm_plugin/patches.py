@@ -21,6 +21,8 @@ from server.vllm_plugin import finite, forking, mixtures
 logger = logging.getLogger("vllm.adapterctl.patches")
 
 SUPPORTED = "0.32."
+# On a LoRAModel whose weights `reading.py` looked through; whether all shapes are the modules'.
+PROVED = "adapterctl_proved"
 WRAPPER = "server.vllm_plugin.punica.AdapterPunicaWrapper"
 
 
@@ -209,6 +211,8 @@ def finite_only(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
     @functools.wraps(original)
     def patched(manager: Any, lora_request: Any) -> Any:
         adapter = original(manager, lora_request)
+        if hasattr(adapter, PROVED):
+            return adapter
         for name, layer in adapter.loras.items():
             for side, weights in (("A", layer.lora_a), ("B", layer.lora_b)):
                 parts = weights if isinstance(weights, list) else [weights]
