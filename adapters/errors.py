@@ -28,7 +28,7 @@
     ├── AccessError
     │   ├── Unauthorized · Forbidden
     ├── RequestError           what a client sent
-    │   ├── InvalidRequest · RequestTooLarge · RouteNotServed
+    │   ├── InvalidRequest · RequestTooLarge · RouteNotServed · Overloaded
     └── EngineError
         ├── EngineUnavailable  starting, restarting or down: try again
         ├── EngineTimeout      no connection, no first token, or no end in time
@@ -336,6 +336,14 @@ class RouteNotServed(RequestError):
     http_status = 404
 
 
+class Overloaded(RequestError):
+    """The queue is full, or a request waited too long in it: try again after Retry-After."""
+
+    code = "overloaded"
+    http_status = 429
+    openai_type = "rate_limit_error"
+
+
 class EngineError(AdapterctlError):
     """The engine failed."""
 
@@ -385,10 +393,7 @@ class AdapterNotLoadable(EngineError):
 
 def error_classes() -> list[type[AdapterctlError]]:
     """Every class of the tree, the root first: documentation and tests go through it."""
-    found: list[type[AdapterctlError]] = []
-    pending: list[type[AdapterctlError]] = [AdapterctlError]
-    while pending:
-        cls = pending.pop(0)
-        found.append(cls)
-        pending.extend(cls.__subclasses__())
+    found: list[type[AdapterctlError]] = [AdapterctlError]
+    for cls in found:  # It grows meanwhile.
+        found.extend(cls.__subclasses__())
     return found

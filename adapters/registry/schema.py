@@ -120,6 +120,7 @@ keys = Table(
     Column("scopes", String, nullable=False),  # JSON list
     Column("created_at", String, nullable=False),
     Column("revoked_at", String),
+    Column("tenant", String, nullable=False, server_default="default"),
 )
 
 jobs = Table(

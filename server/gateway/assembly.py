@@ -29,6 +29,7 @@ from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
 from server.gateway.admin_lanes import LaneOperations
+from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.copying import Copying
 from server.gateway.lanes import Lanes
@@ -104,7 +105,9 @@ def assemble(serving: Serving) -> Parts:
     reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
     lanes = Lanes(engine, pool, wait=settings.merged_wait)
     documents = ServingDocuments(layout)
-    metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
+    metrics = GatewayMetrics(
+        CollectorRegistry(), adapters=settings.metric_adapters, tenants=settings.metric_tenants
+    )
     in_flight: Counter[Answering] = Counter()
     sight = Sight(
         base,
@@ -147,6 +150,9 @@ def assemble(serving: Serving) -> Parts:
         placing=placing,
         lanes=lanes,
         keep_up=reconciler.keep_up,
+        callers=Callers(
+            snapshot, weights=settings.tenant_weights, tenant_header=settings.tenant_header
+        ),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
         observers=[sight.traffic.observe, watching.observe],

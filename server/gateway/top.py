@@ -16,6 +16,7 @@ from adapters.frozen import Lane
 from adapters.models import BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot
 from server.engine.engines import Engine, EngineState
+from server.engine.prefetching import Prefetcher
 from server.engine.residency import Residency, ResidencyCache, Resident, check_pins
 from server.gateway.advice import Seen, Surroundings, advise
 from server.gateway.lane_models import (
@@ -62,6 +63,8 @@ class Sight:
         self.base = base
         self.traffic = Traffic()
         self.cache = ResidencyCache(engine.transport)
+        # Tells the engine of adapters that requests wait for.
+        self.prefetcher = Prefetcher(engine.transport)
         self._engine = engine
         self._snapshot = snapshot
         self._measured = measured
@@ -78,6 +81,7 @@ class Sight:
     async def close(self) -> None:
         """End that."""
         await self.cache.close()
+        await self.prefetcher.close()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

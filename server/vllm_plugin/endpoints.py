@@ -1,7 +1,8 @@
 """HTTP routes of ours in vLLM's API server: what the worker holds, prefetch, pins.
 
     GET  /adapterctl/residency                    what `Watch.residency` says
-    POST /adapterctl/prefetch {"name": NAME}      returns when the adapter is in memory
+    POST /adapterctl/prefetch {"name": NAME}      returns when the adapter is in a slot; with
+                              "wait": false at once, and it is read beside the engine's steps
     PUT  /adapterctl/pins     {"names": [NAME …]} pins exactly these
 
 An endpoint plugin as vLLM documents it, but handed over by our general plugin: vLLM loads endpoint
@@ -11,6 +12,7 @@ environment, those of hardware platforms included.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import time
@@ -32,6 +34,7 @@ PREFIX = "/adapterctl"
 
 class PrefetchBody(BaseModel):
     name: str
+    wait: bool = True
 
 
 class PinsBody(BaseModel):
@@ -64,6 +67,7 @@ class ResidencyEndpoints:
     def __init__(self) -> None:
         self._engine: Any = None
         self._models: Any = None
+        self._hints: set[asyncio.Task[Any]] = set()
 
     def attach_router(self, app: FastAPI) -> None:
         app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
@@ -87,6 +91,11 @@ class ResidencyEndpoints:
     async def prefetch(self, body: PrefetchBody) -> JSONResponse:
         if self._engine is None:
             return _not_here()
+        if not body.wait:
+            hint = asyncio.create_task(self._loaded(body.name))
+            self._hints.add(hint)
+            hint.add_done_callback(self._hints.discard)
+            return JSONResponse({}, status_code=202)
         began = time.perf_counter()
         found = await self._loaded(body.name)
         if isinstance(found, str):
