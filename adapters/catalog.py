@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapters.catalog_bases import BaseCatalog
 from adapters.catalog_jobs import JobCatalog
+from adapters.catalog_keys import KeyCatalog
 from adapters.catalog_lanes import LaneCatalog
 from adapters.catalog_models import ModelCatalog
 from adapters.compositions import Part, Recipe
@@ -33,7 +34,6 @@ from adapters.registry.faults import registry_errors
 from adapters.registry.filtering import EVERYTHING, AdapterFilter, matching_names
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress, TensorIntake
 from adapters.registry.opening import check_store, init_store
-from adapters.registry.reader import KeyRecord
 from adapters.registry.snapshot import Snapshot, load_snapshot, select_version
 from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.policy import policy_from_environment
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _CHANGES_KEPT = 10_000
 
 
-class Catalog(BaseCatalog, JobCatalog, ModelCatalog, LaneCatalog):
+class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog):
     """One store. Any thread may use it; every method raises AdapterctlError subclasses only."""
 
     def __init__(self, root: Path, *, intake: IntakeProtocol | None = None):
@@ -337,39 +337,6 @@ class Catalog(BaseCatalog, JobCatalog, ModelCatalog, LaneCatalog):
                 return load_snapshot(connection)
             finally:
                 connection.close()
-
-    # --- keys --------------------------------------------------------------------------------
-
-    def create_key(self, scopes: Sequence[str], label: str) -> tuple[str, str]:
-        """(id, secret). The secret is not kept and cannot be shown again."""
-        from adapters.registry.keys import add_key
-
-        with self._writer().transaction() as connection:
-            return add_key(connection, scopes, label)
-
-    def key_for(self, secret: str) -> KeyRecord | None:
-        """The key that a client sent; None if it is unknown or revoked."""
-        from adapters.registry.key_lookup import find_key
-
-        with reader.reading(self.layout.root) as connection:
-            return find_key(connection, secret)
-
-    def keys(self) -> list[KeyRecord]:
-        """All keys, revoked ones too."""
-        with reader.reading(self.layout.root) as connection:
-            return reader.load_keys(connection)
-
-    def has_keys(self) -> bool:
-        """Whether any key can be used."""
-        return any(key.revoked_at is None for key in self.keys())
-
-    def revoke_key(self, key_id: str) -> KeyRecord:
-        """Ends a key for good; raises NotFound."""
-        from adapters.registry.keys import revoke_key
-
-        with self._writer().transaction() as connection:
-            revoke_key(connection, key_id)
-        return next(key for key in self.keys() if key.id == key_id)
 
     # --- inside ------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,15 @@ from pydantic import Field, ValidationError, field_validator
 
 from adapters.errors import UsageError
 from adapters.frozen import Frozen
+from adapters.tenants import is_tenant
 
 ENV_PREFIX = "ADAPTERCTL_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Weight = Annotated[float, Field(ge=0.01, le=1000)]
+
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_TAKEN_HEADERS = frozenset({"authorization", "x-api-key", "host", "content-length", "content-type"})
 
 
 class ServeSettings(Frozen):
@@ -34,8 +40,12 @@ class ServeSettings(Frozen):
         None,
         description="Use this running engine (http://… or unix:/path) instead of starting one.",
     )
-    slots: int = Field(
-        8, ge=1, le=256, description="Adapters that can be active in one batch (vLLM's max-loras)."
+    slots: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Adapters that can be active in one batch (vLLM's max-loras); default: by "
+        "memory, 8 to 32 (on a GPU 8).",
     )
     max_rank: int | None = Field(
         None,
@@ -137,12 +147,47 @@ class ServeSettings(Frozen):
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )
+    metric_tenants: int = Field(
+        100, ge=1, description="Tenants that get metric labels of their own; the rest: `other`."
+    )
+    tenant_weights: dict[str, Weight] = Field(
+        {},
+        description="Shares of tenants when there is not enough for all, as `acme=4 beta=1`, in "
+        "the file a table; who is not named has 1.",
+    )
+    tenant_header: str | None = Field(
+        None,
+        description="The header in which a proxy says the tenant of a request. Whoever reaches the "
+        "server can then be any tenant: only behind a proxy that sets it itself.",
+    )
 
     @field_validator("engine_url")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://", "unix:")):
             raise ValueError("must start with http://, https:// or unix:")
+        return value
+
+    @field_validator("tenant_weights", mode="before")
+    @classmethod
+    def _read_weights(cls, value: Any) -> Any:
+        return parse_weights(value) if isinstance(value, str) else value
+
+    @field_validator("tenant_weights")
+    @classmethod
+    def _known_tenants(cls, value: dict[str, float]) -> dict[str, float]:
+        for tenant in value:
+            if not is_tenant(tenant):
+                raise ValueError(f"'{tenant[:80]}' is no valid name of a tenant")
+        return value
+
+    @field_validator("tenant_header")
+    @classmethod
+    def _own_header(cls, value: str | None) -> str | None:
+        if value is not None and not _HEADER.fullmatch(value):
+            raise ValueError("must be the name of a header, for example x-tenant")
+        if value is not None and value.lower() in _TAKEN_HEADERS:
+            raise ValueError(f"'{value}' means something else already: take another header")
         return value
 
     @property
@@ -159,6 +204,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False  # another name: who knows where it leads
+
+
+def parse_weights(text: str) -> dict[str, str]:
+    """`acme=4 beta=1`, commas allowed, as tenant -> weight still to be read; ValueError."""
+    weights: dict[str, str] = {}
+    for part in text.replace(",", " ").split():
+        tenant, equals, weight = part.partition("=")
+        if not equals or not weight:
+            raise ValueError(f"'{part}' is no tenant with a weight: write acme=4 beta=1")
+        if tenant in weights:
+            raise ValueError(f"'{tenant}' has two weights")
+        weights[tenant] = weight
+    return weights
 
 
 def load_settings(

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, insert, select, update
 
-from adapters.errors import NotFound
 from adapters.registry import schema
 from adapters.registry.key_lookup import hash_secret
+from adapters.registry.reader import KEYS_CHANGED
 from adapters.registry.rows import now
+from adapters.registry.writer import note_change
+from adapters.tenants import no_key
 
 
-def add_key(connection: Connection, scopes: Sequence[str], label: str) -> tuple[str, str]:
+def add_key(
+    connection: Connection, scopes: Sequence[str], label: str, tenant: str
+) -> tuple[str, str]:
     """(id, secret to hand out once)."""
     key_id = secrets.token_hex(6)
     secret = f"ak-{key_id}-{secrets.token_urlsafe(32)}"
@@ -24,9 +28,11 @@ def add_key(connection: Connection, scopes: Sequence[str], label: str) -> tuple[
             label=label,
             secret_sha256=hash_secret(secret),
             scopes=json.dumps(sorted(set(scopes))),
+            tenant=tenant,
             created_at=now(),
         )
     )
+    note_change(connection, KEYS_CHANGED)
     return key_id, secret
 
 
@@ -35,6 +41,7 @@ def revoke_key(connection: Connection, key_id: str) -> None:
     table = schema.keys.c
     row = connection.execute(select(table.revoked_at).where(table.id == key_id)).first()
     if row is None:
-        raise NotFound(f"there is no key '{key_id}': `adapterctl keys ls` lists what there is")
+        raise no_key(key_id)
     if row.revoked_at is None:
         connection.execute(update(schema.keys).where(table.id == key_id).values(revoked_at=now()))
+        note_change(connection, KEYS_CHANGED)

@@ -27,6 +27,7 @@ from adapters.models import (
 from adapters.registry import lane_reader
 from adapters.registry.faults import BUSY_TIMEOUT_S, parsing, registry_errors
 from adapters.registry.revisions import HEAD, REVISIONS
+from adapters.tenants import DEFAULT_TENANT
 
 _VERSIONS = """
     SELECT a.name, v.number, v.digest, b.name, b.digest, v.format, v.method, v.lane, v.rank,
@@ -39,6 +40,9 @@ _TAGS = """
     SELECT a.name, t.tag, v.number
     FROM tags t JOIN adapters a ON a.id = t.adapter_id JOIN versions v ON v.id = t.version_id
 """
+_KEYS = "SELECT id, label, scopes, created_at, revoked_at, tenant, secret_sha256 FROM keys"
+# What `changes` calls the keys: no name of a base or an adapter looks so.
+KEYS_CHANGED = "#keys"
 _LANES = {str(lane): lane for lane in Lane}
 _BASES = "SELECT name, path, digest, architecture, added_at FROM bases"
 
@@ -52,6 +56,7 @@ class KeyRecord:
     scopes: tuple[str, ...]
     created_at: datetime
     revoked_at: datetime | None
+    tenant: str = DEFAULT_TENANT
 
 
 def connect(database: Path, *, timeout: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
@@ -252,19 +257,20 @@ def load_history(connection: sqlite3.Connection, name: str) -> list[TagChange]:
 
 def load_keys(connection: sqlite3.Connection) -> list[KeyRecord]:
     """All keys, revoked ones too, the oldest first."""
-    rows = connection.execute(
-        "SELECT id, label, scopes, created_at, revoked_at FROM keys ORDER BY created_at, id"
-    )
+    rows = connection.execute(f"{_KEYS} ORDER BY created_at, id")
     return [_key(row) for row in rows]
+
+
+def load_live_keys(connection: sqlite3.Connection) -> dict[str, KeyRecord]:
+    """The keys that can be used, by the sha256 (hex) of their secret."""
+    rows = connection.execute(f"{_KEYS} WHERE revoked_at IS NULL")
+    return {str(row[6]): _key(row) for row in rows}
 
 
 def load_key(connection: sqlite3.Connection, key_id: str) -> tuple[KeyRecord, str] | None:
     """A key and the sha256 (hex) of its secret; None if there is no such key."""
-    row = connection.execute(
-        "SELECT id, label, scopes, created_at, revoked_at, secret_sha256 FROM keys WHERE id = ?",
-        (key_id,),
-    ).fetchone()
-    return (_key(row), str(row[5])) if row else None
+    row = connection.execute(f"{_KEYS} WHERE id = ?", (key_id,)).fetchone()
+    return (_key(row), str(row[6])) if row else None
 
 
 def integrity_problems(connection: sqlite3.Connection) -> list[str]:
@@ -298,7 +304,7 @@ def _version(row: tuple[Any, ...]) -> VersionRecord:
     )
 
 
-def _key(row: tuple[str, str, str, str, str | None]) -> KeyRecord:
+def _key(row: tuple[Any, ...]) -> KeyRecord:
     with parsing("keys"):
         return KeyRecord(
             id=row[0],
@@ -306,6 +312,7 @@ def _key(row: tuple[str, str, str, str, str | None]) -> KeyRecord:
             scopes=tuple(json.loads(row[2])),
             created_at=datetime.fromisoformat(row[3]),
             revoked_at=datetime.fromisoformat(row[4]) if row[4] else None,
+            tenant=row[5],
         )
 
 

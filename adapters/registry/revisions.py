@@ -5,5 +5,10 @@ Kept apart from `migrations/` so that opening a store needs no alembic; a test c
 
 from __future__ import annotations
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 HEAD = REVISIONS[-1]
+
+
+def before(revision: str) -> str:
+    """The revision that this one follows."""
+    return REVISIONS[REVISIONS.index(revision) - 1]

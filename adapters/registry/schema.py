@@ -120,6 +120,7 @@ keys = Table(
     Column("scopes", String, nullable=False),  # JSON list
     Column("created_at", String, nullable=False),
     Column("revoked_at", String),
+    Column("tenant", String, nullable=False, server_default="default"),
 )
 
 jobs = Table(
@@ -158,6 +159,7 @@ deployments = Table(
     Column("pinned", Integer, nullable=False),  # 1: stays loaded
     Column("at", String, nullable=False),
     Column("actor", String, nullable=False),
+    Column("quarantined", Text),  # why no engine gets it; NULL: it is not
     CheckConstraint("lane IN ('hot', 'merged')", name="lane"),
     Index("ix_deployments_model", "model"),
     Index("ix_deployments_job", "job"),

@@ -26,6 +26,7 @@ from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from adapters.references import Reference, parse_reference
 from adapters.registry import reader
 from adapters.registry.faults import registry_error
+from adapters.registry.reader import KEYS_CHANGED, KeyRecord
 
 POLL_INTERVAL_S = 0.2
 # Short: whoever calls refresh() waits for it, and there is an old snapshot to go on with.
@@ -46,19 +47,24 @@ class Resolved:
 
 
 class Snapshot:
-    """Every base and adapter at one moment. `generation` grows with every change."""
+    """Every base and adapter, and the keys that can be used, at one moment.
 
-    __slots__ = ("adapters", "bases", "generation")
+    `generation` grows with every change. `keys` are found by the sha256 (hex) of their secret.
+    """
+
+    __slots__ = ("adapters", "bases", "generation", "keys")
 
     def __init__(
         self,
         bases: Mapping[str, BaseRecord],
         adapters: Mapping[str, AdapterRecord],
         generation: int,
+        keys: Mapping[str, KeyRecord] | None = None,
     ):
         self.bases: Mapping[str, BaseRecord] = MappingProxyType(dict(bases))
         self.adapters: Mapping[str, AdapterRecord] = MappingProxyType(dict(adapters))
         self.generation = generation
+        self.keys: Mapping[str, KeyRecord] = MappingProxyType(dict(keys or {}))
 
     def resolve(self, text: str) -> Resolved:
         """What `text` refers to.
@@ -146,6 +152,7 @@ def load_snapshot(connection: sqlite3.Connection) -> Snapshot:
             reader.load_bases(connection),
             reader.load_adapters(connection),
             reader.generation(connection),
+            reader.load_live_keys(connection),
         )
 
 
@@ -164,7 +171,8 @@ def update_snapshot(connection: sqlite3.Connection, old: Snapshot) -> Snapshot:
                 bases.pop(name, None)
             for name in changed - fresh.keys():
                 adapters.pop(name, None)
-            return Snapshot(bases, adapters, now)
+            keys = reader.load_live_keys(connection) if KEYS_CHANGED in changed else old.keys
+            return Snapshot(bases, adapters, now, keys)
     # Trimmed away by gc, or another database altogether.
     return load_snapshot(connection)
 

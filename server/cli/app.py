@@ -27,12 +27,14 @@ COMMANDS = {
     "route": "server.cli.commands.route:route",
     "pin": "server.cli.commands.lanes:pin",
     "unpin": "server.cli.commands.lanes:unpin",
+    "quarantine": "server.cli.commands.lanes:quarantine",
     "prefetch": "server.cli.commands.lanes:prefetch",
     "serve": "server.cli.commands.serve:serve",
     "engines": "server.cli.commands.engines:engines",
     "residency": "server.cli.commands.top:residency",
     "top": "server.cli.commands.top:top",
     "advice": "server.cli.commands.top:advice",
+    "keys": "server.cli.app:keys",
     "doctor": "server.cli.commands.store:doctor",
     "gc": "server.cli.commands.store:gc",
     "verify": "server.cli.commands.store:verify",
@@ -44,6 +46,12 @@ BASE_COMMANDS = {
     "ls": "server.cli.commands.bases:ls",
     "show": "server.cli.commands.bases:show",
     "rm": "server.cli.commands.bases:rm",
+}
+
+KEY_COMMANDS = {
+    "create": "server.cli.commands.keys:create",
+    "ls": "server.cli.commands.keys:ls",
+    "revoke": "server.cli.commands.keys:revoke",
 }
 
 
@@ -65,3 +73,8 @@ def root(context: click.Context) -> None:
 @click.group(cls=Group, table=BASE_COMMANDS)
 def base() -> None:
     """Register base models."""
+
+
+@click.group(cls=Group, table=KEY_COMMANDS)
+def keys() -> None:
+    """Make, list and revoke API keys."""

@@ -27,6 +27,7 @@ from adapters.registry.filtering import EVERYTHING, AdapterFilter
 from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from server.cli.lane_backend import LaneBackend
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
+from server.gateway.key_models import KeyMade, KeyRequest, KeyShown
 
 
 def _ignore_step(text: str) -> None:
@@ -166,6 +167,15 @@ class Backend(LaneBackend, Protocol):
 
     def rm_job(self, job_id: str) -> JobRecord:
         """Forget it, its log and its work; InUse while it lives."""
+
+    def create_key(self, request: KeyRequest) -> KeyMade:
+        """Make an API key; nobody can read its secret again."""
+
+    def keys(self) -> Sequence[KeyShown]:
+        """All API keys, revoked ones too, the oldest first."""
+
+    def revoke_key(self, key_id: str) -> KeyShown:
+        """End an API key, or NotFound; again is no error."""
 
     def engines(self) -> Sequence[dict[str, Any]] | None:
         """The engines of the running server; None when no server runs."""

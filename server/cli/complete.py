@@ -5,6 +5,8 @@ Runs at every press of TAB, so it never fails and never waits long: no store, no
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 from click.shell_completion import CompletionItem
 
@@ -13,6 +15,9 @@ from adapters.frozen import Lane
 from adapters.jobs.models import JobRecord
 from adapters.models import AdapterRecord, BaseRecord
 from server.cli.session import session_of
+
+if TYPE_CHECKING:
+    from server.gateway.key_models import KeyShown
 
 
 def base_names(
@@ -75,6 +80,17 @@ def job_ids(
     ]
 
 
+def key_ids(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Ids of the keys that can be used."""
+    return [
+        CompletionItem(key.id, help=f"{key.tenant}: {key.label}")
+        for key in _keys(context)
+        if key.revoked_at is None and key.id.startswith(incomplete)
+    ]
+
+
 def _labels(adapter: AdapterRecord) -> list[str]:
     return [f"v{number}" for number in sorted(adapter.versions)]
 
@@ -96,5 +112,12 @@ def _bases(context: click.Context) -> list[BaseRecord]:
 def _jobs(context: click.Context) -> list[JobRecord]:
     try:
         return list(session_of(context).backend().jobs())
+    except (AdapterctlError, OSError):
+        return []
+
+
+def _keys(context: click.Context) -> list[KeyShown]:
+    try:
+        return list(session_of(context).backend().keys())
     except (AdapterctlError, OSError):
         return []

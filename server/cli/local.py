@@ -29,6 +29,7 @@ from adapters.store.layout import StoreLayout
 from server.cli.backend import Watch
 from server.cli.lane_local import LocalLanes, servers_on
 from server.gateway.admin_models import Check, GcAnswer, StoreInfo, VerifyAnswer
+from server.gateway.key_models import KeyMade, KeyRequest, KeyShown, make_key, shown_keys
 
 
 class LocalBackend(LocalLanes):
@@ -204,6 +205,15 @@ class LocalBackend(LocalLanes):
 
     def rm_job(self, job_id: str) -> JobRecord:
         return self._catalog.rm_job(job_id)
+
+    def create_key(self, request: KeyRequest) -> KeyMade:
+        return make_key(self._catalog, request)
+
+    def keys(self) -> Sequence[KeyShown]:
+        return shown_keys(self._catalog)
+
+    def revoke_key(self, key_id: str) -> KeyShown:
+        return KeyShown.of(self._catalog.revoke_key(key_id))
 
     def engines(self) -> Sequence[dict[str, Any]] | None:
         found = [server.engines() for server in servers_on(self._root)]

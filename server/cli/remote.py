@@ -36,6 +36,7 @@ from adapters.serving.document import NO_CHOICE, Serving, ServingChoice
 from adapters.sources.checksum import split_checksum
 from adapters.sources.policy import PRIVATE_VARIABLE, policy_from_environment
 from adapters.sources.uri import completed_source, local_path, scheme_of
+from adapters.tenants import no_key
 from server.cli.backend import Watch
 from server.cli.http import AdminConnection
 from server.cli.lane_remote import RemoteLanes
@@ -50,6 +51,7 @@ from server.gateway.admin_models import (
     Uploaded,
     VerifyAnswer,
 )
+from server.gateway.key_models import KeyMade, KeyRequest, KeyShown
 
 T = TypeVar("T")
 
@@ -220,6 +222,17 @@ class RemoteBackend(RemoteLanes):
 
     def rm_job(self, job_id: str) -> JobRecord:
         return self._call("DELETE", _job_path(job_id), JobRecord)
+
+    def create_key(self, request: KeyRequest) -> KeyMade:
+        return self._call("POST", "/keys", KeyMade, request.model_dump(mode="json"))
+
+    def keys(self) -> list[KeyShown]:
+        return self._get("/keys", list[KeyShown])
+
+    def revoke_key(self, key_id: str) -> KeyShown:
+        if not key_id.isalnum():
+            raise no_key(key_id)  # An empty or odd one must not become another route.
+        return self._call("DELETE", f"/keys/{_segment(key_id)}", KeyShown)
 
     def engines(self) -> list[dict[str, Any]]:
         return self._get("/engines", list[dict[str, Any]])

@@ -17,6 +17,7 @@ from adapters.catalog import Catalog
 from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
 from adapters.registry.filtering import AdapterFilter
 from server.gateway.admin_jobs import JobRunner
+from server.gateway.admin_keys import add_key_routes
 from server.gateway.admin_lanes import LaneOperations, add_lane_routes
 from server.gateway.admin_long_jobs import add_job_routes
 from server.gateway.admin_models import (
@@ -87,6 +88,7 @@ def admin_router(
     _add_adapter_routes(router, catalog)
     _add_tag_routes(router, catalog)
     _add_store_routes(router, catalog, jobs)
+    add_key_routes(router, catalog)
     add_job_routes(router, catalog, at_once=jobs_at_once)
     add_lane_routes(router, catalog, lanes, refresh, at_once=jobs_at_once)
     _add_server_routes(router, catalog, engines, lanes)

@@ -18,7 +18,7 @@ from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
-from server.engine.capacity import Capacity, hot_versions, plan_capacity
+from server.engine.capacity import Capacity, hot_versions
 from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
@@ -29,11 +29,14 @@ from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
 from server.gateway.admin_lanes import LaneOperations
+from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.copying import Copying
+from server.gateway.guard import Guard
 from server.gateway.lanes import Lanes
 from server.gateway.measured import MeasuredModels
 from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.observing import Observation
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
 from server.gateway.reconciling import Reconciler
@@ -72,6 +75,7 @@ class Parts:
     state: GatewayState
     # What the admin API asks of the running server.
     operations: LaneOperations
+    guard: Guard
 
     async def follow(self) -> None:
         """What goes on beside requests once the engine is there; until cancelled."""
@@ -85,6 +89,7 @@ class Parts:
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
+        await self.guard.close()
 
 
 def assemble(serving: Serving) -> Parts:
@@ -104,7 +109,9 @@ def assemble(serving: Serving) -> Parts:
     reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
     lanes = Lanes(engine, pool, wait=settings.merged_wait)
     documents = ServingDocuments(layout)
-    metrics = GatewayMetrics(CollectorRegistry(), adapters=settings.metric_adapters)
+    metrics = GatewayMetrics(
+        CollectorRegistry(), adapters=settings.metric_adapters, tenants=settings.metric_tenants
+    )
     in_flight: Counter[Answering] = Counter()
     sight = Sight(
         base,
@@ -115,13 +122,19 @@ def assemble(serving: Serving) -> Parts:
         in_flight=lambda: in_flight,
         free_bytes=lambda: free_bytes(pool),
     )
+    guard = Guard(snapshot, serving.catalog.quarantine, watcher.refresh, placing.kept_back, metrics)
+
+    def tell(copied: Observation) -> None:
+        sight.traffic.observe(copied)
+        guard.observe(copied)
+
     watching = Watching(
         settings,
         snapshot,
         serving.catalog.roll_back_route,
         Copying(placing, lanes, documents),
         metrics,
-        tell=sight.traffic.observe,
+        tell=tell,
     )
     collectors = (
         StateCollector(engine, base.name, snapshot),
@@ -147,9 +160,12 @@ def assemble(serving: Serving) -> Parts:
         placing=placing,
         lanes=lanes,
         keep_up=reconciler.keep_up,
+        callers=Callers(
+            snapshot, weights=settings.tenant_weights, tenant_header=settings.tenant_header
+        ),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
-        observers=[sight.traffic.observe, watching.observe],
+        observers=[guard.observe, sight.traffic.observe, watching.observe],
     )
     return Parts(
         engine=engine,
@@ -160,6 +176,7 @@ def assemble(serving: Serving) -> Parts:
         watching=watching,
         state=state,
         operations=RunningLanes(state, pool, sight, watching.status),
+        guard=guard,
     )
 
 
@@ -189,7 +206,7 @@ def _base_engine(serving: Serving, plan: BasePlan, spawner: Spawner) -> Engine:
         )
 
     return SupervisedEngine(
-        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command, spawner
+        settings, base.name, lambda: plan.capacity(_hot(serving)), command, spawner
     )
 
 

@@ -17,8 +17,7 @@ from starlette.requests import Request
 
 from adapters.errors import Forbidden, Unauthorized
 from adapters.registry.reader import KeyRecord
-
-ADMIN_SCOPE = "admin"
+from adapters.tenants import ADMIN
 
 # What proxies add: behind one, everybody seems to come from this machine.
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
@@ -55,8 +54,8 @@ class AdminGate:
         key = await run_in_threadpool(self._key_for, secret)
         if key is None:
             raise Unauthorized("this key is unknown or revoked")
-        if ADMIN_SCOPE not in key.scopes:
-            raise Forbidden(f"key '{key.label}' has no scope '{ADMIN_SCOPE}'")
+        if ADMIN not in key.scopes:
+            raise Forbidden(f"key '{key.label}' has no scope '{ADMIN}'")
         return f"key:{key.label}"
 
 

@@ -30,14 +30,14 @@ NONE = "none"
 
 
 class GatewayMetrics:
-    """Every metric, and the bound on how many adapters get labels of their own."""
+    """Every metric, and the bounds on how many adapters and tenants get labels of their own."""
 
-    def __init__(self, registry: CollectorRegistry, *, adapters: int):
+    def __init__(self, registry: CollectorRegistry, *, adapters: int, tenants: int = 100):
         # A `_created` series beside every counter would double what is stored, for nothing.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
-        self._limit = adapters
-        self._named: set[str] = set()
+        self._adapters = _Labels(adapters)
+        self._tenants = _Labels(tenants)
         self.requests = Counter(
             "adapterctl_requests",
             "Requests by adapter (or base), lane, route and outcome: `ok` or an error's code.",
@@ -77,15 +77,53 @@ class GatewayMetrics:
             buckets=_WHOLE,
             registry=registry,
         )
+        self._of_tenants(registry)
+
+    def _of_tenants(self, registry: CollectorRegistry) -> None:
+        """Without the adapter's label: both together would be a series for every pair."""
+        self.tenant_requests = Counter(
+            "adapterctl_tenant_requests",
+            "Requests by tenant and outcome.",
+            ["tenant", "outcome"],
+            registry=registry,
+        )
+        self.tenant_tokens = Counter(
+            "adapterctl_tenant_tokens",
+            "Tokens by tenant, `prompt` or `completion`.",
+            ["tenant", "kind"],
+            registry=registry,
+        )
+        self.tenant_first_token = Histogram(
+            "adapterctl_tenant_time_to_first_token_seconds",
+            "From a streamed request's arrival to its first event, by tenant.",
+            ["tenant"],
+            buckets=_FIRST_TOKEN,
+            registry=registry,
+        )
 
     def label(self, adapter: str) -> str:
         """The adapter's own label while there are not too many, `other` after that."""
-        if adapter in self._named:
-            return adapter
+        return self._adapters.of(adapter)
+
+    def tenant_label(self, tenant: str) -> str:
+        """The tenant's own label while there are not too many, `other` after that."""
+        return self._tenants.of(tenant)
+
+
+class _Labels:
+    """The first `limit` names, and `other` for those after them."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._named: set[str] = set()
+
+    def of(self, name: str) -> str:
+        if name in self._named:
+            return name
         if len(self._named) >= self._limit:
             return OTHER
-        self._named.add(adapter)
-        return adapter
+        self._named.add(name)
+        return name
 
 
 class StateCollector(Collector):
@@ -112,7 +150,7 @@ class StateCollector(Collector):
         snapshot = self._snapshot()
         entries = GaugeMetricFamily(
             "adapterctl_registry_entries",
-            "What the registry holds, by kind: base, adapter, version.",
+            "What the registry holds, by kind: base, adapter, version, quarantined.",
             labels=["kind"],
         )
         entries.add_metric(["base"], len(snapshot.bases))
@@ -120,4 +158,7 @@ class StateCollector(Collector):
         entries.add_metric(
             ["version"], sum(len(one.versions) for one in snapshot.adapters.values())
         )
+        deployments = (it for one in snapshot.adapters.values() for it in one.deployments.values())
+        kept = sum(deployment.quarantined is not None for deployment in deployments)
+        entries.add_metric(["quarantined"], kept)
         yield entries

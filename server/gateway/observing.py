@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from adapters.lanes.models import Route
 from adapters.models import AdapterRecord, VersionRecord
+from adapters.tenants import DEFAULT_TENANT
 from server.gateway.routes import EngineRoute
 
 
@@ -48,6 +49,7 @@ class Observation:
     answer: bytes | None = None
     # What was asked; only where the reference has a route, and to be forgotten soon.
     asked: Answered | None = None
+    tenant: str = DEFAULT_TENANT
 
 
 ANSWER_LIMIT = 64 * 1024

@@ -23,6 +23,7 @@ from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
+from adapters.tenants import ADMIN
 from server.gateway.admin import admin_router
 from server.gateway.app import create_app
 from server.gateway.assembly import Serving, assemble
@@ -58,9 +59,9 @@ def run(settings: ServeSettings) -> None:
 
 def first_admin_key(settings: ServeSettings, catalog: Catalog) -> str | None:
     """A new admin key where the server is reachable from elsewhere and the store has none yet."""
-    if settings.loopback_only or catalog.has_keys():
+    if settings.loopback_only or catalog.has_admin_key():
         return None
-    return catalog.create_key(["admin"], "first start")[1]
+    return catalog.create_key([ADMIN], "first start")[1]
 
 
 def _serving_base(catalog: Catalog, name: str) -> BaseRecord:

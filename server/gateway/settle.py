@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from adapters.tenants import DEFAULT_TENANT
 from server.gateway.metrics import NONE, GatewayMetrics
 from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observer
 from server.gateway.sse import Usage
@@ -35,6 +36,8 @@ class Exchange:
         self._observers = observers
         self._arrived = self._last = time.monotonic()
         self._label = NONE
+        self._tenant = DEFAULT_TENANT
+        self._tenant_label = NONE
         self._lane = NONE
         self._open = True
         self._target: Target | None = None
@@ -56,6 +59,11 @@ class Exchange:
         if target.watched:
             self._answer = bytearray()
 
+    def called_by(self, tenant: str) -> None:
+        """Whose request it is."""
+        self._tenant = tenant
+        self._tenant_label = self._metrics.tenant_label(tenant)
+
     def sent(self, lane: str, waited: float) -> None:
         """It goes to the engine of `lane`, after `waited` seconds for that engine; the last time
         counts, where an engine was dead and another one got it."""
@@ -68,7 +76,9 @@ class Exchange:
         self._last = time.monotonic()
         if self._sent is not None:
             self._first = self._last - self._sent
-        self._metrics.first_token.labels(self._label).observe(self._last - self._arrived)
+        waited = self._last - self._arrived
+        self._metrics.first_token.labels(self._label).observe(waited)
+        self._metrics.tenant_first_token.labels(self._tenant_label).observe(waited)
 
     def next_token(self) -> None:
         """A further event of a stream is there."""
@@ -87,6 +97,9 @@ class Exchange:
             self._usage = usage
             self._metrics.prompt_tokens.labels(self._label).inc(usage.prompt_tokens)
             self._metrics.completion_tokens.labels(self._label).inc(usage.completion_tokens)
+            tenant_tokens = self._metrics.tenant_tokens
+            tenant_tokens.labels(self._tenant_label, "prompt").inc(usage.prompt_tokens)
+            tenant_tokens.labels(self._tenant_label, "completion").inc(usage.completion_tokens)
 
     def end(self, outcome: str) -> None:
         """Settle; further calls change nothing."""
@@ -95,6 +108,7 @@ class Exchange:
         self._open = False
         now = time.monotonic()
         self._metrics.requests.labels(self._label, self._lane, self._path, outcome).inc()
+        self._metrics.tenant_requests.labels(self._tenant_label, outcome).inc()
         if self._target is None:
             return
         self._metrics.in_flight.labels(self._label).dec()
@@ -120,6 +134,7 @@ class Exchange:
             completion_tokens=self._usage.completion_tokens,
             answer=None if self._answer is None else bytes(self._answer),
             asked=self.asked,
+            tenant=self._tenant,
         )
 
     def _leave(self, answering: Answering) -> None:

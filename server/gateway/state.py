@@ -10,6 +10,7 @@ from adapters.models import BaseRecord
 from adapters.registry.snapshot import Snapshot
 from adapters.serving.stored import ServingDocuments
 from server.engine.engines import Engine
+from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
@@ -27,7 +28,7 @@ class GatewayState:
     `observers` hear of every ended request that named something known. `withdrawn` says which
     splits of routes (by the route's id, version and lane) get no more requests, though the
     snapshot still has them. `keep_up` has the engines follow the newest snapshot; a comparison
-    where nothing is new.
+    where nothing is new. `callers` knows whose requests they are.
     """
 
     settings: ServeSettings
@@ -40,6 +41,7 @@ class GatewayState:
     placing: Placing
     lanes: Lanes
     keep_up: Callable[[], None]
+    callers: Callers
     withdrawn: Withdrawn = nothing_withdrawn
     # By adapter and version.
     in_flight: Counter[Answering] = field(default_factory=Counter)

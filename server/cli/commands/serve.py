@@ -50,7 +50,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Call
             default=None,
             help=f"{field.description} [default: {'on' if field.default else 'off'}; {variable}]",
         )
-    known = not field.is_required() and field.default is not None
+    known = not field.is_required() and field.default not in (None, {})
     return click.option(
         "--" + name.replace("_", "-"),
         name,

@@ -80,6 +80,7 @@ def test_a_store_of_the_first_revision_is_brought_up_to_date(
         names = columns + "manifest, registered_at" if table == "versions" else "*"
         into = f"{table} ({names})" if table == "versions" else table
         copy.execute(f"INSERT INTO {into} SELECT {names} FROM new.{table}")
+    copy.execute("INSERT INTO keys VALUES ('k', 'ops', 'hash', '[]', '2026-01-01', NULL)")
     assert copy.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
     with pytest.raises(sqlite3.IntegrityError, match="rank"):
         copy.execute("UPDATE versions SET rank = NULL")
@@ -87,6 +88,8 @@ def test_a_store_of_the_first_revision_is_brought_up_to_date(
     with Catalog.open(root, intake=SmallIntake()) as upgraded:
         assert upgraded.adapter("bot") == before
         assert upgraded.verify().problems == ()
+        (key,) = upgraded.keys()
+        assert (key.label, key.tenant) == ("ops", "default")
     sql(root, "UPDATE versions SET rank = NULL, lane = 'merged' WHERE number = 2")
     with Catalog.open(root, intake=SmallIntake()) as upgraded:
         version = upgraded.show("bot:v2")

@@ -16,6 +16,7 @@ from adapters.store.layout import StoreLayout
 from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
+from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
@@ -67,7 +68,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         EngineAddress.parse(f"unix:{engine.socket}"), "tiny", connect_timeout=1, start_timeout=5
     )
     await external.start()
-    metrics = GatewayMetrics(CollectorRegistry(), adapters=10)
+    metrics = GatewayMetrics(CollectorRegistry(), adapters=10, tenants=2)
     registry = Registry(example_snapshot())
     places = ScriptedPlaces(tmp_path)
     pool = places.pool(settings)
@@ -86,6 +87,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         placing=placing,
         lanes=Lanes(external, pool, wait=settings.merged_wait),
         keep_up=reconciler.keep_up,
+        callers=Callers(registry.current, weights={"acme": 3}, tenant_header="x-tenant"),
     )
     metrics.registry.register(StateCollector(external, "tiny", registry.current))
     metrics.registry.register(PoolCollector(pool, models=10))

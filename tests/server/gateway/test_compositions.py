@@ -23,6 +23,7 @@ from adapters.serving.stored import ServingDocuments
 from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
 from server.gateway.app import create_app
+from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
@@ -190,6 +191,7 @@ async def url(place: Place, tmp_path: Path) -> AsyncIterator[str]:
         placing=Placing(place.catalog.base("tiny"), engine, place.catalog.layout, quantized=False),
         lanes=Lanes(engine, pool, wait=1),
         keep_up=lambda: None,
+        callers=Callers(lambda: place.watcher.current),
         metrics=GatewayMetrics(CollectorRegistry(), adapters=10),
     )
     async with serving(create_app(state, APIRouter(), no_lifespan)) as address:

@@ -1,0 +1,51 @@
+"""Tenants and what their keys may do, as words: who they are is not kept anywhere else."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from adapters.errors import NotFound, UsageError
+
+# Who calls without a key that says otherwise.
+DEFAULT_TENANT = "default"
+
+Scope = Literal["inference", "admin"]
+ADMIN: Scope = "admin"
+INFERENCE: Scope = "inference"
+SCOPES = (INFERENCE, ADMIN)
+
+MAX_LABEL = 128
+
+# One word: it is a metric's label, a settings file's key and a header's value.
+_TENANT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+
+
+def check_label(label: str) -> str:
+    """What a key may be called, or UsageError: one printable line."""
+    if len(label) > MAX_LABEL or not label.isprintable():
+        raise UsageError(
+            f"a key's label is one line of at most {MAX_LABEL} printable characters", param="label"
+        )
+    return label
+
+
+def is_tenant(name: str) -> bool:
+    """Whether a tenant can be called so."""
+    return _TENANT.fullmatch(name) is not None
+
+
+def check_tenant(name: str) -> str:
+    """The name of a tenant, or UsageError."""
+    if not is_tenant(name):
+        raise UsageError(
+            f"'{name[:80]}' is no valid name of a tenant: 1 to 64 letters, digits, '.', '_' and "
+            "'-', first and last a letter or digit",
+            param="tenant",
+        )
+    return name
+
+
+def no_key(key_id: str) -> NotFound:
+    """What to raise where nobody has the key."""
+    return NotFound(f"there is no key '{key_id}': `adapterctl keys ls` lists what there is")

@@ -1,0 +1,1 @@
+"""From timed requests to figures, tables and plots."""

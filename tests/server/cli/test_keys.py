@@ -1,0 +1,84 @@
+"""`adapterctl keys`, on a store and over a server's admin API alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from adapters.catalog import Catalog
+from tests.server.cli.command_line import CommandLine, admin_server
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store and the command line on it, one way or the other."""
+
+    store: Path
+    cli: CommandLine
+
+
+@pytest.fixture(params=["store", "server"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    store = tmp_path / "store"
+    Catalog.init(store).close()
+    if request.param == "store":
+        yield Place(store, CommandLine(("--store", str(store))))
+        return
+    with admin_server(store) as url:
+        yield Place(store, CommandLine(("--server", url)))
+
+
+def test_a_key_is_made_shown_once_and_revoked(place: Place) -> None:
+    assert place.cli.ok("keys", "ls") == []
+    made = place.cli.ok("keys", "create", "--label", "web shop", "--tenant", "acme")
+    assert (made["tenant"], made["label"], made["scopes"]) == ("acme", "web shop", ["inference"])
+    assert made["secret"].startswith(f"ak-{made['id']}-")
+    with Catalog.open(place.store) as catalog:
+        found = catalog.key_for(made["secret"])
+        assert found is not None
+        assert (found.id, found.tenant) == (made["id"], "acme")
+        assert set(catalog.snapshot().keys.values()) == {found}
+    (listed,) = place.cli.ok("keys", "ls")
+    assert listed == {key: value for key, value in made.items() if key != "secret"}
+    assert "usable" in place.cli("keys", "ls").out
+    revoked = place.cli.ok("keys", "revoke", made["id"])
+    assert revoked["revoked_at"] is not None
+    assert place.cli.ok("keys", "revoke", made["id"]) == revoked
+    with Catalog.open(place.store) as catalog:
+        assert catalog.key_for(made["secret"]) is None
+        assert not catalog.snapshot().keys
+    assert "revoked" in place.cli("keys", "ls").out
+
+
+def test_for_people_the_secret_is_all_of_the_output(place: Place) -> None:
+    answer = place.cli("keys", "create", "--scope", "admin", "--scope", "inference")
+    assert (answer.code, len(answer.out.split())) == (0, 1)
+    assert "not shown again" in answer.err
+    with Catalog.open(place.store) as catalog:
+        found = catalog.key_for(answer.out.strip())
+        assert found is not None
+        assert (found.scopes, found.tenant) == (("admin", "inference"), "default")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "exit_code", "message"),
+    [
+        (("create", "--tenant", "a b"), "usage", 2, "no valid name of a tenant"),
+        (("create", "--tenant", ""), "usage", 2, "no valid name of a tenant"),
+        (("create", "--label", "two\nlines"), "usage", 2, "one line"),
+        (("create", "--label", "x" * 129), "usage", 2, "128"),
+        (("create", "--scope", "root"), "usage", 2, "'root' is not one of"),
+        (("revoke", "0123456789ab"), "not_found", 1, "adapterctl keys ls"),
+        (("revoke", "../bases"), "not_found", 1, "adapterctl keys ls"),
+        (("revoke", ""), "not_found", 1, "adapterctl keys ls"),
+    ],
+)
+def test_refusals(
+    place: Place, arguments: tuple[str, ...], code: str, exit_code: int, message: str
+) -> None:
+    found, error = place.cli.refused("keys", *arguments)
+    assert (found, error["code"]) == (exit_code, code)
+    assert message in error["message"]
