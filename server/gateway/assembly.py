@@ -18,7 +18,7 @@ from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
-from server.engine.capacity import Capacity, hot_versions, plan_capacity
+from server.engine.capacity import Capacity, hot_versions
 from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
@@ -206,7 +206,7 @@ def _base_engine(serving: Serving, plan: BasePlan, spawner: Spawner) -> Engine:
         )
 
     return SupervisedEngine(
-        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command, spawner
+        settings, base.name, lambda: plan.capacity(_hot(serving)), command, spawner
     )
 
 

@@ -174,6 +174,10 @@ class ResidencyDocument(Frozen):
     # Copied from memory into a slot.
     swaps: int = 0
     swap_seconds: float = 0.0
+    # Of the loads: those while the engine went on with others' steps, and those of them that no
+    # step had to wait for.
+    prefetched: int = 0
+    overlapped: int = 0
 
 
 class TopRow(Frozen):

@@ -171,6 +171,8 @@ class Sight:
             load_seconds=resident.load_seconds,
             swaps=resident.swaps,
             swap_seconds=resident.swap_seconds,
+            prefetched=resident.prefetched,
+            overlapped=resident.overlapped,
         )
 
     def _versions(self) -> list[tuple[str, VersionRecord]]:
