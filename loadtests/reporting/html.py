@@ -34,16 +34,18 @@ def render(summary: Summary, records: Sequence[Record]) -> str:
         begins={t.name: t.begin for t in summary.scenario.askers if t.begin > 0},
     )
     good = [r for r in records if r.ok and not r.warmup]
+    # In the scenario's order everywhere, so that a tenant has one colour.
+    tenants = [tenant.name for tenant in summary.scenario.askers][:_SERIES]
     return (
         _environment()
         .get_template("loadtest.html.j2")
         .render(
             summary=summary,
-            first_tokens=_first_tokens(good),
-            gaps=_gaps(good),
-            throughput=_throughput(records, marks),
+            first_tokens=_first_tokens(good, tenants),
+            gaps=_gaps(good, tenants),
+            throughput=_throughput(records, marks, tenants),
             percentiles=_percentiles(records, marks),
-            tenants_over_time=_tenants_over_time(summary, records, marks),
+            tenants_over_time=_tenants_over_time(records, marks, tenants),
             failures=_failures(records, marks),
             adapters=_adapters(summary),
             adapter_rates=_adapter_rates(summary),
@@ -79,23 +81,24 @@ def ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _first_tokens(good: Sequence[Record]) -> Chart | None:
-    series = _by_tenant(good, lambda r: [] if r.ttft_ms is None else [r.ttft_ms])
+def _first_tokens(good: Sequence[Record], tenants: Sequence[str]) -> Chart | None:
+    series = _by_tenant(good, tenants, lambda r: [] if r.ttft_ms is None else [r.ttft_ms])
     return plots.distribution("Time to first token", "time to first token, ms", series)
 
 
-def _gaps(good: Sequence[Record]) -> Chart | None:
-    series = _by_tenant(good, lambda r: r.gaps_ms)
+def _gaps(good: Sequence[Record], tenants: Sequence[str]) -> Chart | None:
+    series = _by_tenant(good, tenants, lambda r: r.gaps_ms)
     return plots.distribution("Between tokens", "time between two chunks of text, ms", series)
 
 
 def _by_tenant(
-    records: Sequence[Record], values: Callable[[Record], list[float]]
+    records: Sequence[Record], tenants: Sequence[str], values: Callable[[Record], list[float]]
 ) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {tenant: [] for tenant in tenants}
     for record in records:
-        found.setdefault(record.tenant, []).extend(values(record))
-    return dict(list(found.items())[:_SERIES])
+        if record.tenant in found:
+            found[record.tenant].extend(values(record))
+    return found
 
 
 def _bins(end: float, count: int) -> list[Window]:
@@ -105,16 +108,16 @@ def _bins(end: float, count: int) -> list[Window]:
     return [Window(a, b) for a, b in pairwise(edges)]
 
 
-def _throughput(records: Sequence[Record], marks: plots.Marks) -> Chart | None:
-    times: dict[str, list[float]] = {}
-    for r in records:
-        times.setdefault(r.tenant, []).extend(r.chunks)
+def _throughput(
+    records: Sequence[Record], marks: plots.Marks, tenants: Sequence[str]
+) -> Chart | None:
+    times = _by_tenant(records, tenants, lambda r: list(r.chunks))
     tokens: Counter[str] = Counter()
     for r in records:
         tokens[r.tenant] += max(r.completion_tokens, len(r.chunks)) if r.chunks else 0
     bins = _bins(marks.end, _BINS)
     lines = []
-    for tenant, found in list(times.items())[:_SERIES]:
+    for tenant, found in times.items():
         a_chunk = tokens[tenant] / len(found) if found else 0.0
         edges = [bins[0].begin, *(b.end for b in bins)]
         counts, _ = np.histogram(found, edges)
@@ -145,12 +148,12 @@ def _percentiles(records: Sequence[Record], marks: plots.Marks) -> Chart | None:
 
 
 def _tenants_over_time(
-    summary: Summary, records: Sequence[Record], marks: plots.Marks
+    records: Sequence[Record], marks: plots.Marks, tenants: Sequence[str]
 ) -> Chart | None:
-    if len(summary.by_tenant) < 2:
+    if len(tenants) < 2:
         return None
     lines = []
-    for tenant in list(summary.by_tenant)[:_SERIES]:
+    for tenant in tenants:
         good = [r for r in records if r.ok and r.tenant == tenant]
         bins = _bins(marks.end, len(good) // 4)
         lines.append(plots.Line(tenant, _quantile_points(good, bins, 50)))

@@ -47,35 +47,40 @@ class Marks:
 
 def distribution(title: str, label: str, values: Mapping[str, Sequence[float]]) -> Chart | None:
     """Which share of each series' values (milliseconds) is at most how large."""
-    series = {name: np.sort(np.asarray(v, dtype=float)) for name, v in values.items() if len(v)}
+    # A series without values keeps its colour: it is another chart's, too.
+    series = [
+        (name, colour(index), np.sort(np.asarray(found, dtype=float)))
+        for index, (name, found) in enumerate(values.items(), 1)
+        if len(found)
+    ]
     if not series:
         return None
-    low = max(_SMALLEST, min(float(v[0]) for v in series.values()))
-    high = max(low, *(float(v[-1]) for v in series.values()))
+    low = max(_SMALLEST, min(float(found[0]) for _, _, found in series))
+    high = max(low, *(float(found[-1]) for _, _, found in series))
     canvas = Canvas(title, f"Share of the measured values at or below a duration: {label}", 300)
     bottom = canvas.height - BOTTOM
     up = linear(0, 100, bottom, TOP, "share of the values, %")
     across = _scale(low, high, LEFT, WIDTH - RIGHT - 8, label)
     canvas.up(up)
     canvas.across(across, LEFT, TOP, bottom)
-    for index, (name, found) in enumerate(series.items(), 1):
+    for name, kind, found in series:
         shares = np.unique(np.linspace(0, 100, min(_POINTS, len(found) + 1)))
         points = [
             (across.place(max(_SMALLEST, float(v))), up.place(float(share)))
             for share, v in zip(shares, np.percentile(found, shares), strict=True)
         ]
-        canvas.mark("path", name, f"line {colour(index)}", d=_path(points))
+        canvas.mark("path", name, f"line {kind}", d=_path(points))
         for share in (50, 90, 99):
             value = float(np.percentile(found, share))
             canvas.mark(
                 "circle",
                 f"{name}: {share} % at most {value:.4g} ms",
-                f"dot {colour(index)}",
+                f"dot {kind}",
                 cx=across.place(max(_SMALLEST, value)),
                 cy=up.place(share),
                 r=4,
             )
-    return Chart(canvas.svg(), tuple((colour(i), n) for i, n in enumerate(series, 1)))
+    return Chart(canvas.svg(), tuple((kind, name) for name, kind, _ in series))
 
 
 def over_time(title: str, label: str, lines: Sequence[Line], marks: Marks) -> Chart | None:
@@ -110,7 +115,7 @@ def over_time(title: str, label: str, lines: Sequence[Line], marks: Marks) -> Ch
         canvas.mark("line", told, "mean begin", x1=x, y1=TOP, x2=x, y2=bottom)
     for index, line in enumerate(lines, 1):
         _curve(canvas, across, up, line, colour(index))
-    legend = [(colour(i), line.name) for i, line in enumerate(lines, 1)]
+    legend = [(colour(i), line.name) for i, line in enumerate(lines, 1) if line.points]
     if marks.begins:
         legend.append(("dashed", f"{', '.join(marks.begins)} begins"))
     return Chart(canvas.svg(), tuple(legend))

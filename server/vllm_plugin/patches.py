@@ -16,11 +16,13 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
-from server.vllm_plugin import compiled_ops, forking, mixtures
+from server.vllm_plugin import compiled_ops, finite, forking, mixtures
 
 logger = logging.getLogger("vllm.adapterctl.patches")
 
 SUPPORTED = "0.32."
+# On a LoRAModel whose weights `reading.py` looked through; whether all shapes are the modules'.
+PROVED = "adapterctl_proved"
 WRAPPER = "server.vllm_plugin.punica.AdapterPunicaWrapper"
 
 
@@ -34,6 +36,7 @@ def install() -> None:
     require_supported(vllm.__version__)
     _replace_lora_arithmetic()
     _zero_new_cache_blocks()
+    finite.install()
     mixtures.install()
     compiled_ops.install()
 
@@ -249,6 +252,8 @@ def finite_only(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
     @functools.wraps(original)
     def patched(manager: Any, lora_request: Any) -> Any:
         adapter = original(manager, lora_request)
+        if hasattr(adapter, PROVED):
+            return adapter
         for name, layer in adapter.loras.items():
             for side, weights in (("A", layer.lora_a), ("B", layer.lora_b)):
                 parts = weights if isinstance(weights, list) else [weights]
