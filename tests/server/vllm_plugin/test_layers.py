@@ -36,7 +36,7 @@ class _Base(torch.nn.Module):
         self.quant_method = _Product()
 
 
-def _layer(kind: type, indices: list[int], **options: bool) -> Any:
+def _layer(kind: Any, indices: list[int], **options: bool) -> Any:
     """A layer as vLLM leaves it, without its model and its distributed set-up."""
     torch.manual_seed(3)
     layer: Any = kind.__new__(kind)
