@@ -1,7 +1,7 @@
 """vLLM in one process on several bases, one after another, with adapters: log-probs of texts.
 
-One JSON document on stdin, {base: {"model", "adapters": {name: path}}, …} under "bases" beside
-"texts" (token ids), "rank" and "tokenizer"; one JSON line on stdout: {base: {name: [[log-prob of each next token]]}}, or
+One JSON document on stdin: "bases" {name: {"model", "adapters": {name: path}}}, "texts" (token ids),
+"rank", "tokenizer". One JSON line on stdout: {base: {adapter: [[log-prob of each next token]]}}, or
 {base: message} where vLLM raised.
 """
 
