@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.vllm_plugin import ahead as ahead_module
 from server.vllm_plugin.ahead import KEPT, Ahead
@@ -23,6 +26,22 @@ from server.vllm_plugin.ordering import Orders, before_requests, instead_of_load
 from server.vllm_plugin.patches import PROVED
 from server.vllm_plugin.residency import Watch
 from tests.server.vllm_plugin.test_residency import Manager, batch, request
+
+
+def test_what_is_wrapped_still_takes_what_it_is_given() -> None:
+    assert "lora_request" in inspect.signature(AsyncLLM.add_request).parameters
+    assert list(inspect.signature(AsyncLLM.add_lora).parameters) == ["self", "lora_request"]
+    options = list(inspect.signature(LoRAModel.from_local_checkpoint).parameters)
+    assert options[:3] == ["lora_dir", "expected_lora_modules", "peft_helper"]
+    assert {
+        "lora_model_id",
+        "dtype",
+        "weights_mapper",
+        "skip_prefixes",
+        "moe_ep_spec",
+    } <= set(options)
+    assert "self.add_request(" in inspect.getsource(AsyncLLM.generate)
+    assert "lora_request=lora_request" in inspect.getsource(AsyncLLM.generate)
 
 
 class Disk:
