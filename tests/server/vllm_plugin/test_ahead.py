@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,7 +21,6 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from server.vllm_plugin import ahead as ahead_module
 from server.vllm_plugin.ahead import KEPT, Ahead
 from server.vllm_plugin.ordering import Orders, before_requests, instead_of_loading
 from server.vllm_plugin.patches import PROVED
@@ -212,7 +212,7 @@ async def test_a_request_is_sent_once_its_adapter_is_there() -> None:
 
     async with reading(disk) as (_, orders):
         add = before_requests(add_request, orders)
-        cold = asyncio.create_task(add("cold", lora_request=request(1)))
+        cold: asyncio.Future[Any] = asyncio.ensure_future(add("cold", lora_request=request(1)))
         assert await asyncio.to_thread(disk.begun.wait, 20)
         # The engine goes on with others meanwhile.
         assert await add("base", lora_request=None) == "base"
@@ -228,7 +228,7 @@ async def test_a_place_that_takes_no_socket_leaves_it_to_vllm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("x" * 120)
-    monkeypatch.setattr(ahead_module.tempfile, "mkdtemp", lambda **_: str(deep))
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(deep))
     with pytest.raises(OSError, match=r"path too long|No such file"):
         Ahead(Disk(), set[int]().__contains__, lambda *_: None).listen()
 
