@@ -16,6 +16,7 @@ from adapters.errors import AdapterctlError
 from adapters.frozen import Lane
 from adapters.models import VersionRecord
 from adapters.serving.stored import ServingDocuments
+from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.body import encode, parse_object
 from server.gateway.lanes import Hold, Lanes
 from server.gateway.observing import Answered
@@ -25,6 +26,8 @@ from server.gateway.serving import apply_serving
 # vLLM's own header, stronger than the body's field; higher is later, everybody else has 0.
 PRIORITY_HEADER = "x-vllm-priority"
 LAST = "1000"
+# No tenant's name: these are charged to nobody.
+_GATEWAY = ""
 
 
 class Copying:
@@ -42,10 +45,17 @@ class Copying:
     ) -> Iterator[Hold | None]:
         """The engine of a version, while it has at most `busiest` requests of clients.
 
-        None where it is not ready, has more, or has something of the gateway's already.
+        None where it is not ready, has more, has something of the gateway's already, or where
+        somebody waits for it.
         """
         hold = self._free(asked, version, lane, busiest)
         if hold is None:
+            yield None
+            return
+        adapter = version.digest if hold.lane == Lane.HOT else None
+        place = self._lanes.door(hold).enter_background(Ticket(_GATEWAY, adapter, Cost()))
+        if place is None:
+            hold.release()
             yield None
             return
         self._own.add(hold.engine)
@@ -53,6 +63,7 @@ class Copying:
             yield hold
         finally:
             self._own.discard(hold.engine)
+            place.release()
             hold.release()
 
     def _free(

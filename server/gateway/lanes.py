@@ -19,6 +19,8 @@ from server.engine.engines import Engine, EngineState, core_is_dead
 from server.engine.merged import EngineHold, MergedModel, MergedState
 from server.engine.pool import EnginePool
 from server.engine.transport import EngineTransport
+from server.gateway.admission.doors import Doors
+from server.gateway.admission.wiring import Admission
 from server.gateway.placing import BASE, Ways
 
 MERGED = Lane.MERGED.value
@@ -64,9 +66,13 @@ class Hold:
 class Lanes:
     """Gives every request its engine, and knows how many each one has."""
 
-    def __init__(self, engine: Engine, pool: EnginePool, *, wait: float):
-        """`wait`: seconds that a request waits for a merged engine to be started."""
+    def __init__(
+        self, engine: Engine, pool: EnginePool, *, wait: float, doors: Doors | None = None
+    ):
+        """`wait`: seconds that a request waits for a merged engine to be started. `doors`: their
+        admissions; None: with limits of their own, and slots that nobody knows."""
         self.wait = wait
+        self.doors = doors or Doors()
         self._engine = engine
         self._pool = pool
         # Connections to engines that answer, but only that their core is dead; until when.
@@ -77,6 +83,19 @@ class Lanes:
     def in_flight(self) -> Mapping[str, int]:
         """Requests by engine: `base`, or the digest of a merged model; none has no entry."""
         return self._in_flight
+
+    def door(self, hold: Hold) -> Admission:
+        """The admission of a hold's engine."""
+        return self.doors.at(hold.engine, hold.transport)
+
+    def still_there(self, hold: Hold) -> bool:
+        """Whether the engine is the one that was held: for who waited at its door."""
+        if hold.engine != BASE:
+            return self._pool.ready(hold.engine)
+        try:
+            return self._base_transport() is hold.transport
+        except EngineUnavailable:
+            return False
 
     def at_once(self, ways: Ways, failed: Collection[str] = ()) -> Hold | None:
         """The engine that answers without anybody waiting; None: one has to be started for it.

@@ -220,7 +220,7 @@ class StateCollector(Collector):
         snapshot = self._snapshot()
         entries = GaugeMetricFamily(
             "adapterctl_registry_entries",
-            "What the registry holds, by kind: base, adapter, version.",
+            "What the registry holds, by kind: base, adapter, version, quarantined.",
             labels=["kind"],
         )
         entries.add_metric(["base"], len(snapshot.bases))
@@ -228,4 +228,7 @@ class StateCollector(Collector):
         entries.add_metric(
             ["version"], sum(len(one.versions) for one in snapshot.adapters.values())
         )
+        deployments = (it for one in snapshot.adapters.values() for it in one.deployments.values())
+        kept = sum(deployment.quarantined is not None for deployment in deployments)
+        entries.add_metric(["quarantined"], kept)
         yield entries

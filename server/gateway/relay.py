@@ -22,16 +22,18 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
+from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
 from server.gateway.copying import PRIORITY_HEADER
+from server.gateway.guard import not_finite
 from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
 from server.gateway.sending import LOST, Client, ClientGone, Sending
 from server.gateway.serving import apply_serving, refuse_templates
 from server.gateway.settle import Exchange
-from server.gateway.sse import EventStream, ModelName, error_frame
+from server.gateway.sse import EventStream, ModelName, Usage, error_frame
 from server.gateway.state import GatewayState
 from server.gateway.target import Asked, Target, placed_again, target_of
 
@@ -56,7 +58,13 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
             _note(exchange, target, asked, route, body)
         strip_usage = _ask_for_usage(document, route)
         await fill_in(document, state, route, target)
-        relayed = _Relayed(state, exchange, target, Client(request), asked, strip=strip_usage)
+        ticket = None
+        if route.computes:
+            cost = Cost.of(document, len(body))
+            ticket = Ticket(caller.tenant, target.digest, cost, caller.weight)
+        relayed = _Relayed(
+            state, exchange, target, Client(request), asked, strip=strip_usage, ticket=ticket
+        )
         return await relayed.open(route.engine_path, document, _headers(request, asked))
     except ClientGone:
         exchange.end("client_gone")
@@ -141,6 +149,7 @@ class _Relayed(Response):
         asked: Asked,
         *,
         strip: bool,
+        ticket: Ticket | None,
     ):
         super().__init__()
         self._settings = settings = state.settings
@@ -159,8 +168,10 @@ class _Relayed(Response):
             exchange,
             wait=wait,
             again=lambda: placed_again(state.placing, target, state.snapshot()),
+            ticket=ticket,
         )
         self._upstream: aiohttp.ClientResponse | None = None
+        self._path = ""
         self._first = b""
 
     async def open(
@@ -168,6 +179,7 @@ class _Relayed(Response):
     ) -> Response:
         """Send the request; a whole answer, or this response once the first event is there."""
         settings, client = self._settings, self._client
+        self._path = path
         try:
             sending = self._sending.send(path, document, headers, settings.request_timeout)
             self._upstream = await sending
@@ -179,7 +191,13 @@ class _Relayed(Response):
                 return self._whole(data)
             self._events = EventStream(self._name, strip_usage=self._strip)
             self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
+            if not self._first and self._events.fault is not None:
+                raise not_finite(self._events.fault, self._target, self._hold.lane)
             self._exchange.first_token()
+            self._place = self._sending.place
+            if self._place is not None:
+                self._place.first_token()
+                self._place.tokens(self._events.token_events)
         except BaseException as error:
             self._close()
             if isinstance(error, LOST):
@@ -190,7 +208,8 @@ class _Relayed(Response):
     def _whole(self, data: bytes) -> Response:
         assert self._upstream is not None
         try:
-            answer = whole_answer(self._upstream, data, self._name, self._target)
+            lane = self._hold.lane
+            answer = whole_answer(self._upstream, data, self._name, self._target, lane)
         except EngineUnavailable:
             self._lanes.dying(self._hold.transport)
             raise
@@ -198,7 +217,7 @@ class _Relayed(Response):
         self._exchange.keep(data)
         self._exchange.usage(answer.usage)
         self._exchange.end(answer.outcome)
-        self._close()
+        self._close(answer.usage)
         return answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,7 +237,7 @@ class _Relayed(Response):
         finally:
             self._exchange.usage(self._events.usage)
             self._exchange.end(outcome)
-            self._close()
+            self._close(self._events.usage)
 
     async def _stream(self, send: Send) -> str:
         """Pass events on until the engine closes; the outcome."""
@@ -232,6 +251,8 @@ class _Relayed(Response):
                     block = await self._next_events()
                     if self._events.token_events > tokens:
                         self._exchange.next_token()
+                        if self._place is not None:
+                            self._place.tokens(self._events.token_events - tokens)
         except TimeoutError:
             limit = self._settings.request_timeout
             return await self._break_off(
@@ -243,10 +264,14 @@ class _Relayed(Response):
             return await self._break_off(
                 send, EngineDied("the engine died in the middle of this answer; try again")
             )
+        if self._events.fault is not None:
+            fault = not_finite(self._events.fault, self._target, self._hold.lane)
+            return await self._break_off(send, fault)
         return "engine_error" if self._events.failed else "ok"
 
     async def _break_off(self, send: Send, error: AdapterctlError) -> str:
-        await send({"type": "http.response.body", "body": error_frame(error), "more_body": True})
+        frame = error_frame(error, self._path)
+        await send({"type": "http.response.body", "body": frame, "more_body": True})
         return error.code
 
     async def _next_events(self) -> bytes:
@@ -254,8 +279,10 @@ class _Relayed(Response):
         assert self._upstream is not None
         while True:
             data = await self._upstream.content.readany()
+            if self._events.fault is not None:
+                return b""
             block = self._events.feed(data) if data else self._events.finish()
-            if block or not data:
+            if block or not data or self._events.fault is not None:
                 return block
 
     def _own_headers(self) -> dict[str, str]:
@@ -264,14 +291,15 @@ class _Relayed(Response):
             "x-adapterctl-digest": self._target.digest,
             "x-adapterctl-version": self._target.version,
             "x-adapterctl-lane": self._hold.lane,
+            "x-adapterctl-queued": str(round(self._sending.queued * 1000)),
         }
         if self._target.role is not Role.PLAIN:
             headers["x-adapterctl-route"] = self._target.role.value
         return headers
 
-    def _close(self) -> None:
+    def _close(self, usage: Usage | None = None) -> None:
         self._client.hangup.cancel()
         if self._upstream is not None:
             # Releases a connection that was read to its end, closes any other.
             self._upstream.release() if self._upstream.content.at_eof() else self._upstream.close()
-        self._sending.release()
+        self._sending.release(usage)

@@ -17,6 +17,7 @@ class EngineRoute:
 
     `usage_option`: a stream tells its usage only when asked by `stream_options`.
     `dialect`: what its body calls things, where a version's own settings are filled in.
+    `computes`: the model works for it, so that it needs a place at the engine.
     """
 
     path: str
@@ -24,6 +25,7 @@ class EngineRoute:
     summary: str
     usage_option: bool = False
     dialect: Dialect | None = None
+    computes: bool = True
 
 
 ENGINE_ROUTES: tuple[EngineRoute, ...] = (
@@ -34,9 +36,13 @@ ENGINE_ROUTES: tuple[EngineRoute, ...] = (
         "/v1/embeddings", "/v1/embeddings", "Embeddings, where the base has them", dialect=PROMPT
     ),
     EngineRoute("/v1/messages", "/v1/messages", "Message (Anthropic's shape)", dialect=MESSAGES),
-    EngineRoute("/v1/tokenize", "/tokenize", "Tokens of a text or chat", dialect=PROMPT),
-    EngineRoute("/v1/detokenize", "/detokenize", "Text of tokens"),
+    EngineRoute(
+        "/v1/tokenize", "/tokenize", "Tokens of a text or chat", dialect=PROMPT, computes=False
+    ),
+    EngineRoute("/v1/detokenize", "/detokenize", "Text of tokens", computes=False),
     # Where vLLM itself has them; its clients look there.
-    EngineRoute("/tokenize", "/tokenize", "Tokens of a text or chat", dialect=PROMPT),
-    EngineRoute("/detokenize", "/detokenize", "Text of tokens"),
+    EngineRoute(
+        "/tokenize", "/tokenize", "Tokens of a text or chat", dialect=PROMPT, computes=False
+    ),
+    EngineRoute("/detokenize", "/detokenize", "Text of tokens", computes=False),
 )

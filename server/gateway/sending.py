@@ -11,11 +11,15 @@ import aiohttp
 from starlette.requests import Request
 
 from adapters.errors import AdapterctlError, EngineTimeout, EngineUnavailable, NotDeployed
+from adapters.frozen import Lane
 from server.engine.transport import EngineTransport
+from server.gateway.admission.tickets import Ticket
+from server.gateway.admission.wiring import Place
 from server.gateway.body import encode
 from server.gateway.lanes import MERGED, Hold, Lanes
 from server.gateway.placing import Ways
 from server.gateway.settle import Exchange
+from server.gateway.sse import Usage
 
 T = TypeVar("T")
 
@@ -87,8 +91,11 @@ class Sending:
         *,
         wait: float,
         again: Callable[[], Ways],
+        ticket: Ticket | None = None,
     ):
-        """`again` says where it is answered by now: what it waits for may be changed meanwhile."""
+        """`again` says where it is answered by now: what it waits for may be changed meanwhile.
+        `ticket`, its adapter being the version's digest, is for a place at the engine's door; None:
+        it needs none."""
         self._lanes = lanes
         self._again = again
         self._ways = ways
@@ -100,6 +107,11 @@ class Sending:
         # Lanes that took nothing of it although they seemed ready.
         self._failed: set[str] = set()
         self.hold: Hold | None = None
+        self._ticket = ticket
+        self._digest = None if ticket is None else ticket.adapter
+        self.place: Place | None = None
+        # Seconds that it waited for its turn.
+        self.queued = 0.0
 
     async def send(
         self, path: str, document: dict[str, object], headers: dict[str, str], timeout: float
@@ -111,7 +123,7 @@ class Sending:
         other lane has the same version: nobody has seen a byte, and an answer changes nothing.
         """
         while True:
-            hold = self.hold = await self._held()
+            hold = await self._admitted()
             document["model"] = hold.engine_model
             self._exchange.sent(hold.lane, self._clock() - self._began)
             try:
@@ -124,13 +136,36 @@ class Sending:
                 if not self._stood_in_for(hold):
                     raise
 
+    async def _admitted(self) -> Hold:
+        """An engine, and a place there."""
+        while True:
+            hold = self.hold = await self._held()
+            if self._ticket is None or await self._has_turn(hold, self._ticket):
+                return hold
+            self.release()  # It is another engine by now; its old place in the order is kept.
+
+    async def _has_turn(self, hold: Hold, ticket: Ticket) -> bool:
+        """Whether the engine is still there when it is this request's turn; raises Overloaded."""
+        ticket.adapter = self._digest if hold.lane == Lane.HOT else None
+        door = self._lanes.door(hold)
+        place = self.place = door.enter(ticket)
+        if place.admitted:
+            return True
+        began = self._clock()
+        left = max(0.0, door.core.limits.timeout - self.queued)
+        try:
+            await self._client.or_gone(place.turn(left), left + _GRACE)
+        finally:
+            self.queued += self._clock() - began
+        return self._lanes.still_there(hold)
+
     async def _passed_over(self, hold: Hold) -> bool:
         """The engine has taken nothing of the request: whether it may be sent again.
 
         Then another lane is next, or the base's engine is there again. Raises EngineUnavailable
         where waiting for that does not help.
         """
-        hold.release()
+        self.release()
         if hold.lane == MERGED or self._lanes.stands_in(self._ways, hold.lane):
             first = hold.lane not in self._failed
             self._failed.add(hold.lane)
@@ -140,8 +175,14 @@ class Sending:
         await self._back(hold.transport)
         return True
 
-    def release(self) -> None:
-        """Nothing of it is left at the engine; further calls change nothing."""
+    def release(self, usage: Usage | None = None) -> None:
+        """Nothing of it is left at the engine, which counted so many tokens; further calls change
+        nothing."""
+        if self.place is not None:
+            if usage is None:
+                self.place.release()
+            else:
+                self.place.release(usage.prompt_tokens, usage.completion_tokens)
         if self.hold is not None:
             self.hold.release()
 
@@ -182,7 +223,7 @@ class Sending:
         """
         if self._failed or not self._lanes.stands_in(self._ways, hold.lane):
             return False
-        hold.release()
+        self.release()
         self._failed.add(hold.lane)
         return True
 

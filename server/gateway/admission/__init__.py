@@ -1,0 +1,1 @@
+"""Admission: whose request goes to an engine next. `docs/scheduling.md` says it for operators."""
