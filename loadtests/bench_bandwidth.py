@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import tempfile
 import threading
 import time
@@ -103,4 +102,4 @@ def bandwidth(size: int, threads: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

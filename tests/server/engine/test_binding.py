@@ -114,6 +114,8 @@ def test_intels_openmp_is_taken_where_it_is_installed(
     assert preferred_openmp({}) == {"LD_PRELOAD": f"{tmp_path}/libiomp5.so"}
     both = preferred_openmp({"LD_PRELOAD": "/opt/libtcmalloc.so"})
     assert both == {"LD_PRELOAD": f"/opt/libtcmalloc.so:{tmp_path}/libiomp5.so"}
+    monkeypatch.setattr(binding, "_intel_openmp", lambda: tmp_path / "a b" / "libiomp5.so")
+    assert preferred_openmp({}) == {}
     monkeypatch.setattr(binding, "_intel_openmp", lambda: None)
     assert preferred_openmp({}) == {}
 
