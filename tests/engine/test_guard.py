@@ -19,9 +19,10 @@ from adapters.errors import OutputNotFinite, Quarantined
 from loadtests.live import LiveServer
 from tests.engine.conftest import STRONG
 from tests.engine.overflowing import write_overflowing_adapter
+from tests.engine.test_answers import QUESTIONS, assert_same_up_to_noise, tokens_of
 
 NAME = "overflowing"
-MODELS = ("smollm2", *STRONG[:2])
+MODELS = ("smollm2", "pirate", *STRONG[:2])
 PROMPTS = ("The capital of France is", "Once upon a time there was", "2 + 2 =")
 TOKENS = 12
 WORD = " the"
@@ -51,20 +52,23 @@ def overflowing(live: LiveServer, word: int, tmp_path: Path) -> Iterator[Catalog
         catalog.rm(NAME, force=True)
 
 
-async def answers(live: LiveServer, *models: str) -> dict[tuple[str, str], str]:
-    """What each model says to each prompt, all of them asked at once."""
-    asked = [(model, prompt) for model in models for prompt in PROMPTS]
+async def answers(live: LiveServer) -> dict[str, list[Any]]:
+    """What each of the others says, all of them asked at once."""
     async with live.async_client() as client:
-        found = await asyncio.gather(
-            *(
-                client.completions.create(
-                    model=model, prompt=prompt, max_tokens=TOKENS, temperature=0
-                )
-                for model, prompt in asked
-            )
-        )
-    texts = [answer.choices[0].text for answer in found]
-    return dict(zip(asked, texts, strict=True))
+        found = await asyncio.gather(*(tokens_of(client, name, QUESTIONS[0]) for name in MODELS))
+    return dict(zip(MODELS, found, strict=True))
+
+
+def assert_same(alone: dict[str, list[Any]], together: dict[str, list[Any]]) -> None:
+    for name in MODELS:
+        assert_same_up_to_noise(alone[name], together[name], name)
+
+
+async def finite(live: LiveServer) -> None:
+    """Where it does not read the word it answers."""
+    async with live.async_client().with_options(max_retries=0) as client:
+        for prompt in PROMPTS:
+            await client.completions.create(model=NAME, prompt=prompt, max_tokens=TOKENS)
 
 
 async def failure(live: LiveServer, prompt: str) -> openai.APIStatusError:
@@ -133,35 +137,35 @@ def lift(live: LiveServer) -> None:
 async def test_others_in_its_batch_answer_as_alone_and_it_is_quarantined_until_lifted(
     live: LiveServer, overflowing: Catalog, word: int
 ) -> None:
-    alone = {}
-    for model in MODELS:
-        alone |= await answers(live, model)
-    # Where it does not read the word it answers, and nobody learns more of it.
-    assert set(await answers(live, NAME)) == {(NAME, prompt) for prompt in PROMPTS}
+    async with live.async_client() as client:
+        alone = {name: await tokens_of(client, name, QUESTIONS[0]) for name in MODELS}
+    await finite(live)
 
-    others = asyncio.create_task(answers(live, *MODELS))
+    others = asyncio.create_task(answers(live))
     text, error = await broken_stream(live, word)
-    assert await others == alone
+    assert_same(alone, await others)
     assert (text, error.code) == (WORD, OutputNotFinite.code)
     await quarantined(live)
     found = await asyncio.to_thread(written, live)
     assert (found["adapter"], found["number"], found["actor"]) == (NAME, 1, "engine")
 
     await asyncio.to_thread(lift, live)
-    others = asyncio.create_task(answers(live, *MODELS))
+    others = asyncio.create_task(answers(live))
     ended = await failure(live, LONG)
     assert (ended.status_code, ended.code) == (502, OutputNotFinite.code)
     assert f"{NAME}:v1" in ended.message
-    assert await others == alone
+    assert_same(alone, await others)
     # Whoever gets the blocks of the cache that it had.
-    assert await answers(live, *MODELS) == alone
+    assert_same(alone, await answers(live))
     await quarantined(live)
     await asyncio.to_thread(written, live)
     kinds = [change.kind for change in overflowing.lane_history(NAME)]
     assert kinds == ["quarantine", "lift", "quarantine"]
+    await asyncio.to_thread(lift, live)
+    await finite(live)
     metrics = (await asyncio.to_thread(request, live, "GET", "/metrics")).decode()
     assert f'adapterctl_quarantines_total{{adapter="{NAME}"}} 2.0' in metrics
-    assert 'adapterctl_registry_entries{kind="quarantined"} 1.0' in metrics
+    assert 'adapterctl_registry_entries{kind="quarantined"} 0.0' in metrics
 
 
 @pytest.mark.parametrize(
