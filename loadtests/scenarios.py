@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from adapters.errors import UsageError
 from adapters.frozen import Frozen
@@ -134,7 +142,14 @@ class Between(Frozen):
         return self
 
 
-Tokens = PositiveInt | Between
+def _shape(value: object) -> str:
+    return "between" if isinstance(value, Mapping | Between) else "number"
+
+
+Tokens = Annotated[
+    Annotated[PositiveInt, Tag("number")] | Annotated[Between, Tag("between")],
+    Discriminator(_shape),
+]
 
 
 class Tenant(Frozen):
@@ -268,7 +283,7 @@ def changed(
     `duration` takes the place of a number of requests, and the other way around; `adapters` is how
     many there are to choose from; `users` and `rate` change the load of a scenario with one tenant.
     """
-    table = scenario.model_dump(mode="json", exclude_unset=True)
+    table = scenario.model_dump(mode="json")
     if duration is not None:
         table |= {"duration": duration, "requests": None, "warmup_requests": None}
     if requests is not None:

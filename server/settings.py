@@ -40,8 +40,12 @@ class ServeSettings(Frozen):
         None,
         description="Use this running engine (http://… or unix:/path) instead of starting one.",
     )
-    slots: int = Field(
-        8, ge=1, le=256, description="Adapters that can be active in one batch (vLLM's max-loras)."
+    slots: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Adapters that can be active in one batch (vLLM's max-loras); default: by "
+        "memory, 8 to 32 (on a GPU 8).",
     )
     max_rank: int | None = Field(
         None,

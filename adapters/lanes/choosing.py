@@ -32,6 +32,12 @@ def deployed_lane(adapter: AdapterRecord, version: VersionRecord) -> Lane | None
     return Lane.HOT if version.lane is Lane.HOT else None
 
 
+def quarantined(adapter: AdapterRecord, version: VersionRecord) -> str | None:
+    """Why no engine gets a version; None: nothing is against it."""
+    deployment = adapter.deployments.get(version.number)
+    return None if deployment is None else deployment.quarantined
+
+
 def merged_model(adapter: AdapterRecord, version: VersionRecord) -> str | None:
     """The digest of the merged model that can serve a version; None: there is none yet."""
     if version.method == MERGED_MODEL:
@@ -113,7 +119,7 @@ def _by_share(route: Route, point: float) -> Split | None:
 def _differs(adapter: AdapterRecord, stable: VersionRecord, split: Split) -> bool:
     """Whether the split can be served, and by something else than its reference is anyway."""
     version = adapter.versions.get(split.number)
-    if version is None:
+    if version is None or quarantined(adapter, version) is not None:
         return False
     lane = split.lane or deployed_lane(adapter, version)
     if lane is None:

@@ -37,6 +37,8 @@ class Deployment(Frozen):
     problem: str | None = None
     # Hot: stays in one of the engine's slots. Merged: its engine is not stopped for being idle.
     pinned: bool = False
+    # Why it is kept from every engine until somebody lifts that; None: it is not.
+    quarantined: str | None = None
     at: datetime
     actor: str
 
@@ -111,7 +113,7 @@ class Route(Frozen):
 class LaneChange(Frozen):
     """One line of an adapter's history that is not a tag's: a deployment, a route, a rollback."""
 
-    kind: Literal["deploy", "undeploy", "route", "pin", "rollback"]
+    kind: Literal["deploy", "undeploy", "route", "pin", "rollback", "quarantine", "lift"]
     # `v3` of a deployment, the tag of a route.
     subject: str
     # In words: `hot`, `merged (awq)`, `v4 5 %, shadow v5 10 %`; None: nothing was there, or is now.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapters.errors import Conflict, NotDeployed, NotHotServable, UsageError
+from adapters.errors import Conflict, NotDeployed, NotHotServable, Quarantined, UsageError
 from adapters.frozen import Lane
 from adapters.jobs.orders import Calibration, MergeOrder
-from adapters.lanes.choosing import deployed_lane
+from adapters.lanes.choosing import deployed_lane, quarantined
 from adapters.lanes.models import MERGED_MODEL, Shadow, Split
 from adapters.lanes.parsing import Target, check_header, parse_target
 from adapters.models import AdapterRecord, MergeRecord, VersionRecord
@@ -176,6 +176,11 @@ def _checked(
     if version.base_digest != stable.base_digest and lane is not Lane.MERGED:
         # A request is answered by the engine of its base; another base has none here.
         raise Conflict(f"'{label}' is for another base than '{adapter.name}:{stable.label}'")
+    if (why := quarantined(adapter, version)) is not None:
+        raise Quarantined(
+            f"'{label}' is quarantined ({why}): lift that first with `adapterctl quarantine "
+            f"{label} --lift`"
+        )
     place = lane or deployed_lane(adapter, version)
     if place is None:
         raise NotDeployed(

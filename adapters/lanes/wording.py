@@ -12,7 +12,8 @@ def share_text(share: float) -> str:
 
 
 def deployment_text(deployment: Deployment) -> str | None:
-    """`hot`, `merged (awq), pinned`, `merged (awq), no model yet`; None: not in service."""
+    """`hot`, `merged (awq), pinned`, `merged (awq), no model yet`, `hot, quarantined`; None: not in
+    service."""
     if deployment.lane is None:
         return None
     words = str(deployment.lane)
@@ -21,7 +22,8 @@ def deployment_text(deployment: Deployment) -> str | None:
             words += f" ({deployment.requantize})"
         if deployment.model is None:
             words += ", no model" if deployment.problem else ", no model yet"
-    return words + (", pinned" if deployment.pinned else "")
+    words += ", pinned" if deployment.pinned else ""
+    return words + (", quarantined" if deployment.quarantined is not None else "")
 
 
 def route_text(route: Route | None) -> str | None:

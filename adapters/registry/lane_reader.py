@@ -15,7 +15,7 @@ from adapters.registry.faults import parsing
 # In the order that deployment() and route() take; the adapter's name is first.
 DEPLOYMENTS = """
     SELECT a.name, v.number, d.lane, d.model, d.requantize, d.job, d.problem, d.pinned, d.at,
-           d.actor
+           d.actor, d.quarantined
     FROM deployments d JOIN versions v ON v.id = d.version_id
     JOIN adapters a ON a.id = v.adapter_id
 """
@@ -41,6 +41,7 @@ def deployment(row: tuple[Any, ...]) -> Deployment:
         pinned=bool(row[7]),
         at=datetime.fromisoformat(row[8]),
         actor=row[9],
+        quarantined=row[10],
     )
 
 

@@ -32,7 +32,7 @@ from adapters.registry import lane_reader, reader, schema
 from adapters.registry.rows import AdapterRow, now
 from adapters.registry.writer import note_change
 
-Kind = Literal["deploy", "undeploy", "route", "pin", "rollback"]
+Kind = Literal["deploy", "undeploy", "route", "pin", "rollback", "quarantine", "lift"]
 Part = TypeVar("Part", Split, Shadow)
 
 

@@ -159,6 +159,7 @@ deployments = Table(
     Column("pinned", Integer, nullable=False),  # 1: stays loaded
     Column("at", String, nullable=False),
     Column("actor", String, nullable=False),
+    Column("quarantined", Text),  # why no engine gets it; NULL: it is not
     CheckConstraint("lane IN ('hot', 'merged')", name="lane"),
     Index("ix_deployments_model", "model"),
     Index("ix_deployments_job", "job"),

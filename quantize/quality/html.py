@@ -15,14 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from pydantic import ValidationError
 
 from quantize.formats.comparing import LayerError
 from quantize.quality import plots, summary
-from quantize.quality.drawing import printable
 from quantize.quality.gate import perplexity_increase
 from quantize.quality.measuring import Answer
+from quantize.quality.pages import pages
 from quantize.quality.regression import RegressionScore, changed
 from quantize.quality.report import QualityReport, ReportedModel
 
@@ -51,15 +51,7 @@ def render(report: QualityReport) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Of what is printed, control characters are replaced; drawings have done so themselves.
-        finalize=lambda v: printable(v) if type(v) is str else v,
-    )
+    environment = pages()
     environment.filters |= {
         "size": size,
         "seconds": seconds,

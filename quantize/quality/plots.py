@@ -206,7 +206,7 @@ def perplexities(figures: Mapping[str, Sequence[tuple[str, float | None]]]) -> C
     canvas.across(axis, _NAMES, TOP, bottom)
     y = TOP
     for text_set, group in figures.items():
-        canvas.text(8, y + 18, f"{_fitting(text_set, 70)} set", kind="group")
+        canvas.text(8, y + 18, f"{fitting(text_set, 70)} set", kind="group")
         y += _ROW + 2
         for index, (name, perplexity) in enumerate(group):
             _bar(canvas, axis, y, name, perplexity, colour(index))
@@ -218,7 +218,7 @@ def perplexities(figures: Mapping[str, Sequence[tuple[str, float | None]]]) -> C
 def _bar(
     canvas: Canvas, axis: Axis, y: float, name: str, perplexity: float | None, kind: str
 ) -> None:
-    canvas.text(_NAMES - 8, y + 15, _fitting(name), "end", "name")
+    canvas.text(_NAMES - 8, y + 15, fitting(name), "end", "name")
     start = axis.place(axis.ticks[0][0])
     if perplexity is None or perplexity <= 0:
         canvas.text(start + 6, y + 15, "not finite", kind="value")
@@ -318,7 +318,7 @@ def unit_of(size: float) -> tuple[str, float]:
     return "bytes", 1.0
 
 
-def _fitting(name: str, letters: int = 26) -> str:
+def fitting(name: str, letters: int = 26) -> str:
     """As much of a name as has room; the letters of some scripts are as wide as two."""
     if _width(name) <= letters:
         return name

@@ -27,6 +27,7 @@ COMMANDS = {
     "route": "server.cli.commands.route:route",
     "pin": "server.cli.commands.lanes:pin",
     "unpin": "server.cli.commands.lanes:unpin",
+    "quarantine": "server.cli.commands.lanes:quarantine",
     "prefetch": "server.cli.commands.lanes:prefetch",
     "serve": "server.cli.commands.serve:serve",
     "engines": "server.cli.commands.engines:engines",

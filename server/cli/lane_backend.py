@@ -40,6 +40,9 @@ class LaneBackend(Protocol):
     def pin(self, reference: str, pinned: bool) -> DeploymentShown:
         """Keep a version in its slot or its engine running, or no longer."""
 
+    def quarantine(self, reference: str, reason: str | None) -> DeploymentShown:
+        """Keep a version from every engine, or (None) lift that."""
+
     def route(self, reference: str, request: RouteRequest) -> Route:
         """Split the traffic of NAME:TAG; replaces the route that was there."""
 

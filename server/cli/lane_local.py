@@ -17,7 +17,14 @@ from adapters.lanes.models import LaneChange, Route
 from adapters.store.layout import StoreLayout
 from server.cli.running import find_servers
 from server.cli.session import KEY_VARIABLE
-from server.gateway.lane_changes import deployed, repinned, route_shown, routed, undeployed
+from server.gateway.lane_changes import (
+    deployed,
+    quarantined,
+    repinned,
+    route_shown,
+    routed,
+    undeployed,
+)
 from server.gateway.lane_models import (
     Advice,
     DeployAnswer,
@@ -60,6 +67,9 @@ class LocalLanes:
 
     def pin(self, reference: str, pinned: bool) -> DeploymentShown:
         return repinned(self._catalog, reference, pinned, self._actor, Running(None))
+
+    def quarantine(self, reference: str, reason: str | None) -> DeploymentShown:
+        return quarantined(self._catalog, reference, reason, self._actor, Running(None))
 
     def route(self, reference: str, request: RouteRequest) -> Route:
         return routed(self._catalog, reference, request, self._actor)

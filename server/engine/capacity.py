@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from adapters.bases.engine_limits import on_cpu
 from adapters.frozen import Lane
 from adapters.models import AdapterRecord, VersionRecord
 from server.engine.cgroups import machine_memory
@@ -15,8 +16,13 @@ ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANK = 16
 # Room for adapters registered while the engine runs.
 HEADROOM = 64
-# Share of the free memory that resident adapters may take.
-MEMORY_SHARE = 0.25
+# Share of the free memory that resident adapters may take, and that the slots may take.
+MEMORY_SHARE = 0.4
+SLOT_SHARE = 0.05
+# Slots where nobody says how many. A batch has a few dozen requests on a CPU: with as many slots
+# no adapter waits for another's. vLLM's own kernels for GPUs take time for each.
+FEWEST_SLOTS = 8
+MOST_SLOTS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +53,55 @@ def hot_versions(adapters: Iterable[AdapterRecord], base_digest: str) -> list[Ve
     ]
 
 
-def plan_capacity(settings: ServeSettings, versions: list[VersionRecord]) -> Capacity:
+def plan_capacity(
+    settings: ServeSettings,
+    versions: list[VersionRecord],
+    *,
+    widths: int = 0,
+    sequences: int = MOST_SLOTS,
+) -> Capacity:
     """Size the caches so that what is registered stays resident, as far as memory allows.
 
     vLLM's own default keeps no more adapters than there are slots and reads the others from
     disk again and again; one that is read again is a wait for everybody in the batch.
+    `widths`: features in and out of all modules that a slot holds; `sequences` of one batch.
     """
     ranks = [version.rank for version in versions if version.rank is not None]
-    max_rank = settings.max_rank or max([DEFAULT_RANK, *ranks])
-    if settings.cpu_adapters is not None:
-        resident = settings.cpu_adapters
-    else:
-        # In memory an adapter takes about what it takes on disk; 8 MiB where nothing is known.
-        largest = max([version.size_bytes for version in versions], default=8 * 1024 * 1024)
-        affordable = int(machine_memory().available * MEMORY_SHARE / max(largest, 1))
-        resident = min(len(versions) + HEADROOM, affordable)
-    return Capacity(
-        slots=settings.slots,
-        cpu_adapters=max(settings.slots, resident),
-        max_rank=engine_rank(max_rank),
-    )
+    max_rank = engine_rank(settings.max_rank or max([DEFAULT_RANK, *ranks]))
+    free = machine_memory().available
+    slots = settings.slots
+    if slots is None:
+        affordable = int(free * SLOT_SHARE / max(slot_bytes(max_rank, widths), 1))
+        most = min(MOST_SLOTS, max(sequences, 1)) if on_cpu() else FEWEST_SLOTS
+        slots = min(most, max(FEWEST_SLOTS, affordable))
+    resident = settings.cpu_adapters
+    if resident is None:
+        resident = _affordable([version.size_bytes for version in versions], free * MEMORY_SHARE)
+    return Capacity(slots=slots, cpu_adapters=max(slots, resident), max_rank=max_rank)
+
+
+def slot_bytes(max_rank: int, widths: int) -> int:
+    """What vLLM allocates for one slot at the start: A [rank, in] and B [out, rank] in 16 bits."""
+    return max_rank * widths * 2
+
+
+def resident_bytes(sizes: list[int], count: int) -> int:
+    """What `count` adapters take at most; those that are not registered yet are like the largest.
+
+    In memory an adapter takes about what it takes on disk (half, where that is in 32 bits).
+    """
+    largest = sorted(sizes, reverse=True)[:count]
+    return sum(largest) + (count - len(largest)) * max(sizes, default=0)
+
+
+def _affordable(sizes: list[int], budget: float) -> int:
+    """How many adapters to keep: all and some more, or as many of the largest as fit."""
+    # 8 MiB where nothing is known.
+    sizes = sorted(sizes, reverse=True) or [8 * 1024 * 1024]
+    wanted = len(sizes) + HEADROOM
+    left = budget
+    for count in range(wanted):
+        left -= sizes[count] if count < len(sizes) else sizes[0]
+        if left < 0:
+            return count
+    return wanted

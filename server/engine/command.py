@@ -13,6 +13,7 @@ import psutil
 from adapters.bases.engine_limits import on_cpu
 from adapters.models import BaseRecord, Quantization
 from adapters.store.layout import engine_name
+from server.engine.binding import preferred_openmp
 from server.engine.capacity import Capacity
 from server.engine.launch import LAUNCH_MODULE, START_VARIABLE
 from server.engine.memory import GIB, MemoryPlan
@@ -30,6 +31,11 @@ class EngineCommand:
     environment: Mapping[str, str]
     socket: Path
     log: Path
+
+    @property
+    def computes(self) -> str:
+        """One line for people: with what it computes, and why so. Empty where no CPU does."""
+        return computing(self.environment) if on_cpu() else ""
 
 
 def engine_command(
@@ -82,10 +88,6 @@ def merged_command(
     """
     arguments = _model_arguments(settings, str(model), engine_name(digest), socket, quantization)
     arguments += _device_share(settings, plan)
-    if on_cpu():
-        # vLLM compiles a model without adapters by default, which takes minutes of a C++ compiler;
-        # the base's engine is never compiled.
-        arguments += ["--enforce-eager"]
     environment = _environment(settings, engine_id, kv_cache_gib=settings.merged_kv_cache_gib)
     environment.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
     return _command([*arguments, *settings.engine_arguments], environment, socket, log)
@@ -112,6 +114,11 @@ def _model_arguments(
         arguments += ["--quantization", quantization.method]
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
+    if on_cpu():
+        # A model without adapters would be compiled, which takes minutes of a C++ compiler. One
+        # with adapters never is, but unless told so vLLM 0.32 still takes the slow operators that
+        # only a compiler makes fast (one stream: 18 tokens/s against 27; docs/adr/0024).
+        arguments += ["--enforce-eager"]
     return arguments
 
 
@@ -153,6 +160,7 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
     if on_cpu():
         own["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
         own.update(_reserved_cores())
+        own.update(preferred_openmp(os.environ))
     return {**os.environ, **own}
 
 
@@ -187,3 +195,21 @@ def worker_threads() -> int:
     reserved = os.environ.get("VLLM_CPU_NUM_OF_RESERVED_CPU", "")
     kept = int(reserved) if reserved.isdigit() else int(count > SMALL_MACHINE)
     return max(1, count - kept)
+
+
+def computing(environment: Mapping[str, str]) -> str:
+    """What an engine with this environment computes with on a CPU, and by whose choice."""
+    binding = environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
+    if binding != "auto":
+        threads = f"threads as VLLM_CPU_OMP_THREADS_BIND={binding} says"
+    else:
+        count, kept = worker_threads(), cores() - worker_threads()
+        if "VLLM_CPU_NUM_OF_RESERVED_CPU" in os.environ:
+            why = f"VLLM_CPU_NUM_OF_RESERVED_CPU keeps {kept} free"
+        else:
+            why = f"{kept} kept free for the server" if kept else "none of so few kept free"
+        threads = f"{count} of {cores()} cores ({why})"
+    preloaded = environment.get("LD_PRELOAD", "")
+    intel = "libiomp" in preloaded or "libomp" in preloaded
+    waiting = "Intel OpenMP, which shares cores with other engines" if intel else "GNU OpenMP"
+    return f"{threads}; {waiting}"

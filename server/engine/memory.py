@@ -15,7 +15,7 @@ from adapters.bases.engine_limits import on_cpu
 from adapters.bases.headers import ITEM_SIZE, TensorInfo
 from adapters.bases.shards import BaseFiles, open_base
 from adapters.models import BaseDescriptor, VersionRecord
-from server.engine.capacity import Capacity, plan_capacity
+from server.engine.capacity import Capacity, plan_capacity, resident_bytes, slot_bytes
 from server.engine.cgroups import Machine, machine_memory
 from server.settings import ServeSettings
 
@@ -33,6 +33,8 @@ GPU_OVERHEAD = 2 * GIB
 # arg_utils.py, get_batch_defaults for the API server).
 CPU_BATCH = (2048, 128)
 GPU_BATCH = (8192, 1024)
+# Adapters that the worker keeps read ahead (server/vllm_plugin/ahead.py).
+AHEAD = 16
 # Of these, one is the output head (or shared with it).
 _HEADS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -102,20 +104,26 @@ class BasePlan:
         files = open_base(path)
         self._weights = weight_bytes(settings, files)
         self._overhead = _overhead(settings, files)
-        self._widths = sum(
-            m.in_features + m.out_features for m in descriptor.modules if m.kind == "linear"
+        self._widths = _slot_widths(descriptor)
+        self._sequences = _number(settings, "--max-num-seqs") or _batch()[1]
+
+    def capacity(self, versions: list[VersionRecord]) -> Capacity:
+        """How an engine is to be started now, with these registered."""
+        return plan_capacity(
+            self._settings, versions, widths=self._widths, sequences=self._sequences
         )
 
     def plan(self, capacity: Capacity | None, versions: list[VersionRecord]) -> MemoryPlan:
         """With as many adapters as it may hold; `capacity` None: it was not started yet."""
-        capacity = capacity or plan_capacity(self._settings, versions)
-        largest = max((version.size_bytes for version in versions), default=0)
-        # vLLM allocates A [rank, in] and B [out, rank] of every slot and linear layer at the start.
-        slots = capacity.slots * capacity.max_rank * self._widths * _COMPUTE_BYTES
+        capacity = capacity or self.capacity(versions)
+        sizes = [version.size_bytes for version in versions]
+        # What is read ahead of its first step is beside the cache.
+        resident = resident_bytes(sizes, capacity.cpu_adapters + AHEAD)
+        slots = capacity.slots * slot_bytes(capacity.max_rank, self._widths)
         return MemoryPlan(
             weights=self._weights,
             kv_cache=self._settings.kv_cache_gib * GIB,
-            adapters=slots + capacity.cpu_adapters * largest,
+            adapters=slots + resident,
             overhead=self._overhead,
         )
 
@@ -148,7 +156,7 @@ def _overhead(settings: ServeSettings, files: BaseFiles) -> int:
     Of each token the layer's inputs and the inner ones of its feed-forward part, twice; of each
     sequence the vocabulary's logits, their probabilities, and both again while they are sorted.
     """
-    tokens, sequences = CPU_BATCH if on_cpu() else GPU_BATCH
+    tokens, sequences = _batch()
     tokens = _number(settings, "--max-num-batched-tokens") or tokens
     sequences = _number(settings, "--max-num-seqs") or sequences
     hidden, inner, vocabulary = (
@@ -156,6 +164,22 @@ def _overhead(settings: ServeSettings, files: BaseFiles) -> int:
     )
     batch = tokens * (4 * hidden + 3 * inner) * 2 * _COMPUTE_BYTES + sequences * vocabulary * 16
     return (CPU_OVERHEAD if on_cpu() else GPU_OVERHEAD) + batch
+
+
+def _batch() -> tuple[int, int]:
+    """Tokens and sequences."""
+    return CPU_BATCH if on_cpu() else GPU_BATCH
+
+
+def _slot_widths(descriptor: BaseDescriptor) -> int:
+    """Features in and out of everything that a slot has weights for.
+
+    An output head that is the embedding has weights of its own in a slot.
+    """
+    widths = [(m.kind, m.in_features + m.out_features) for m in descriptor.modules]
+    embeddings = [width for kind, width in widths if kind == "embedding"]
+    head = max(embeddings, default=0) if descriptor.tied_embeddings else 0
+    return sum(width for _, width in widths) + head
 
 
 def _size(files: BaseFiles, key: str) -> int:

@@ -57,6 +57,10 @@ class Resident:
     load_seconds: float
     swaps: int = 0
     swap_seconds: float = 0.0
+    # Of the loads: those that the worker's thread did, and those of them that were done before a
+    # step needed them.
+    prefetched: int = 0
+    overlapped: int = 0
     # How often each was read from disk.
     loaded: Mapping[str, int] = field(default_factory=dict)
 
@@ -177,6 +181,8 @@ def _resident(answer: Mapping[str, Any]) -> Resident:
             load_seconds=float(answer["load_seconds"]),
             swaps=int(answer["swaps"]),
             swap_seconds=float(answer["swap_seconds"]),
+            prefetched=int(answer["prefetched"]),
+            overlapped=int(answer["overlapped"]),
             loaded={_digest(name): int(count) for name, count in answer["loaded"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

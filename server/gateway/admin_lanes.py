@@ -11,7 +11,14 @@ from starlette.concurrency import run_in_threadpool
 from adapters.catalog import Catalog
 from adapters.lanes.models import LaneChange, Route
 from server.gateway.admin_route import actor_of
-from server.gateway.lane_changes import deployed, repinned, route_shown, routed, undeployed
+from server.gateway.lane_changes import (
+    deployed,
+    quarantined,
+    repinned,
+    route_shown,
+    routed,
+    undeployed,
+)
 from server.gateway.lane_models import (
     Advice,
     DeployAnswer,
@@ -19,6 +26,7 @@ from server.gateway.lane_models import (
     DeployRequest,
     MergedState,
     Prefetched,
+    QuarantineRequest,
     ResidencyDocument,
     RouteRequest,
     RouteShown,
@@ -70,6 +78,7 @@ def add_lane_routes(
 ) -> None:
     """Everything that `adapterctl deploy`, `route`, `pin`, `prefetch`, `top` and `advice` do."""
     _add_deployment_routes(router, catalog, lanes, at_once)
+    _add_quarantine_routes(router, catalog, lanes)
     _add_pin_routes(router, catalog, lanes, refresh)
     _add_traffic_routes(router, catalog, lanes)
     _add_seeing_routes(router, lanes)
@@ -97,6 +106,22 @@ def _add_deployment_routes(
     async def undeploy(request: Request, reference: str) -> DeploymentShown:
         running, actor = Running.of(lanes.merged()), actor_of(request)
         return await run_in_threadpool(undeployed, catalog, reference, actor, running)
+
+
+def _add_quarantine_routes(router: APIRouter, catalog: Catalog, lanes: LaneOperations) -> None:
+    path = "/quarantines/{reference}"
+
+    @router.put(path, summary="Keep a version, and all of its content, from every engine")
+    async def quarantine(
+        request: Request, reference: str, body: QuarantineRequest
+    ) -> DeploymentShown:
+        running, actor = Running.of(lanes.merged()), actor_of(request)
+        return await run_in_threadpool(quarantined, catalog, reference, body.reason, actor, running)
+
+    @router.delete(path, summary="Let engines have it again")
+    async def lift(request: Request, reference: str) -> DeploymentShown:
+        running, actor = Running.of(lanes.merged()), actor_of(request)
+        return await run_in_threadpool(quarantined, catalog, reference, None, actor, running)
 
 
 def _add_pin_routes(

@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from adapters.errors import AdapterNotLoadable
 from server.engine.engines import core_is_dead
+from server.engine.not_finite import fault_in
+from server.gateway.guard import not_finite
 from server.gateway.sse import ModelName, Usage
 from server.gateway.target import Target
 
@@ -29,11 +31,14 @@ class WholeAnswer(Response):
 
 
 def whole_answer(
-    upstream: aiohttp.ClientResponse, data: bytes, name: ModelName, target: Target
+    upstream: aiohttp.ClientResponse, data: bytes, name: ModelName, target: Target, lane: str
 ) -> WholeAnswer:
-    """The engine's status and body; raises where it lost the adapter or is dying."""
+    """The engine's status and body; `lane` is where it answered.
+
+    Raises where the engine lost the adapter or is dying, or the output is not finite.
+    """
     if upstream.status >= 400:
-        return _error(upstream.status, name.restore_in_error(data), target)
+        return _error(upstream.status, name.restore_in_error(data), target, lane)
     answer = WholeAnswer(
         name.restore(data),
         status_code=upstream.status,
@@ -44,7 +49,7 @@ def whole_answer(
     return answer
 
 
-def _error(status: int, data: bytes, target: Target) -> WholeAnswer:
+def _error(status: int, data: bytes, target: Target, lane: str) -> WholeAnswer:
     document = _parse(data)
     body = document.get("error") if isinstance(document, dict) else None
     message = body.get("message") if isinstance(body, dict) else None
@@ -57,6 +62,8 @@ def _error(status: int, data: bytes, target: Target) -> WholeAnswer:
             "run `adapterctl verify`",
             param="model",
         )
+    if status >= 500 and (fault := fault_in(message)) is not None:
+        raise not_finite(fault, target, lane)
     if status >= 500 and _core_is_dead(message):
         raise core_is_dead()
     answer = WholeAnswer(

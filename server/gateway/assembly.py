@@ -18,7 +18,7 @@ from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
-from server.engine.capacity import Capacity, hot_versions, plan_capacity
+from server.engine.capacity import Capacity, hot_versions
 from server.engine.command import EngineCommand, engine_command
 from server.engine.engines import Engine, ExternalEngine
 from server.engine.memory import GIB, BasePlan, memory_limit
@@ -34,9 +34,11 @@ from server.gateway.admission.serving import serving_doors
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.copying import Copying
+from server.gateway.guard import Guard
 from server.gateway.lanes import Lanes
 from server.gateway.measured import MeasuredModels
 from server.gateway.metrics import GatewayMetrics, StateCollector
+from server.gateway.observing import Observation
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
 from server.gateway.reconciling import Reconciler
@@ -75,6 +77,7 @@ class Parts:
     state: GatewayState
     # What the admin API asks of the running server.
     operations: LaneOperations
+    guard: Guard
 
     async def follow(self) -> None:
         """What goes on beside requests once the engine is there; until cancelled."""
@@ -88,6 +91,7 @@ class Parts:
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
+        await self.guard.close()
 
 
 def assemble(serving: Serving) -> Parts:
@@ -123,13 +127,19 @@ def assemble(serving: Serving) -> Parts:
         settings, base, engine, snapshot, hot_pins, sight.cache, sight.prefetcher.prefetch
     )
     lanes = Lanes(engine, pool, wait=settings.merged_wait, doors=doors)
+    guard = Guard(snapshot, serving.catalog.quarantine, watcher.refresh, placing.kept_back, metrics)
+
+    def tell(copied: Observation) -> None:
+        sight.traffic.observe(copied)
+        guard.observe(copied)
+
     watching = Watching(
         settings,
         snapshot,
         serving.catalog.roll_back_route,
         Copying(placing, lanes, documents),
         metrics,
-        tell=sight.traffic.observe,
+        tell=tell,
     )
     collectors = (
         StateCollector(engine, base.name, snapshot),
@@ -161,7 +171,7 @@ def assemble(serving: Serving) -> Parts:
         ),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
-        observers=[sight.traffic.observe, watching.observe],
+        observers=[guard.observe, sight.traffic.observe, watching.observe],
     )
     return Parts(
         engine=engine,
@@ -172,6 +182,7 @@ def assemble(serving: Serving) -> Parts:
         watching=watching,
         state=state,
         operations=RunningLanes(state, pool, sight, watching.status),
+        guard=guard,
     )
 
 
@@ -201,7 +212,7 @@ def _base_engine(serving: Serving, plan: BasePlan, spawner: Spawner) -> Engine:
         )
 
     return SupervisedEngine(
-        settings, base.name, lambda: plan_capacity(settings, _hot(serving)), command, spawner
+        settings, base.name, lambda: plan.capacity(_hot(serving)), command, spawner
     )
 
 

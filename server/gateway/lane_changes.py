@@ -61,6 +61,19 @@ def repinned(
     return of_version(catalog, version, deployment, running)
 
 
+def quarantined(
+    catalog: Catalog, reference: str, reason: str | None, actor: str, running: Running
+) -> DeploymentShown:
+    """Keeps a version from every engine, or (`reason` None) lets it back."""
+    version = catalog.show(reference)
+    label = f"{version.adapter}:{version.label}"
+    if reason is None:
+        deployment = catalog.lift(label, actor=actor)
+    else:
+        deployment = catalog.quarantine(label, reason, actor=actor)
+    return of_version(catalog, version, deployment, running)
+
+
 def routed(catalog: Catalog, reference: str, request: RouteRequest, actor: str) -> Route:
     """Replaces the route of a reference."""
     return catalog.route(

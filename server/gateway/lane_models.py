@@ -25,9 +25,15 @@ MergedStateName = Literal["idle", "starting", "ready", "failed", "stopping"]
 # What a client that asks for a version meets.
 # served: an answer from the hot lane. merging: its merged model is being made by a job.
 # merge_failed: that job ended without a model. deployed: no running server says more.
-# out_of_service: 404. The others: what its merged engine does.
+# out_of_service, quarantined: 404. The others: what its merged engine does.
 DeploymentState = Literal[
-    "served", "merging", "merge_failed", "deployed", "out_of_service", MergedStateName
+    "served",
+    "merging",
+    "merge_failed",
+    "deployed",
+    "out_of_service",
+    "quarantined",
+    MergedStateName,
 ]
 
 # Where an adapter's weights are: a slot of the engine, its CPU cache, or the store only.
@@ -94,6 +100,12 @@ class DeployAnswer(Frozen):
 
     shown: DeploymentShown
     job: JobRecord | None = None
+
+
+class QuarantineRequest(Frozen):
+    """PUT /quarantines/REF: why no engine is to get the version."""
+
+    reason: str = Field("an operator said so", min_length=1, max_length=1000)
 
 
 class RouteRequest(Frozen):
@@ -163,6 +175,10 @@ class ResidencyDocument(Frozen):
     # Copied from memory into a slot.
     swaps: int = 0
     swap_seconds: float = 0.0
+    # Of the loads: those while the engine went on with others' steps, and those of them that no
+    # step had to wait for.
+    prefetched: int = 0
+    overlapped: int = 0
 
 
 class TopRow(Frozen):
@@ -193,6 +209,8 @@ class TopRow(Frozen):
     # None in the merged lane and for the base.
     place: Place | None = None
     pinned: bool = False
+    # No engine gets it until that is lifted.
+    quarantined: bool = False
     # Of those requests: answered as a route's canary, and copies nobody sees.
     canary: int = 0
     shadow: int = 0

@@ -78,6 +78,13 @@ def shown(
     deployment: Deployment, version: VersionRecord, running: Running, job: JobRecord | None
 ) -> DeploymentShown:
     """The document; `job` is the deployment's own, None where it has none or it is forgotten."""
+    if deployment.quarantined is not None:
+        return DeploymentShown(
+            deployment=deployment,
+            digest=version.digest,
+            state="quarantined",
+            detail=deployment.quarantined,
+        )
     if deployment.lane is not Lane.MERGED:
         state: DeploymentState = "out_of_service" if deployment.lane is None else "served"
         return DeploymentShown(deployment=deployment, digest=version.digest, state=state)

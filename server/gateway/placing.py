@@ -14,9 +14,10 @@ from adapters.errors import (
     BaseMismatch,
     EngineUnavailable,
     NotDeployed,
+    Quarantined,
 )
 from adapters.frozen import Lane
-from adapters.lanes.choosing import deployed_lane, merged_model
+from adapters.lanes.choosing import deployed_lane, merged_model, quarantined
 from adapters.lanes.models import MERGED_MODEL, Deployment
 from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from adapters.store.layout import StoreLayout, engine_name
@@ -50,6 +51,8 @@ class Placing:
     """Which ways there are on this server: it runs one base, and any number of merged models."""
 
     def __init__(self, base: BaseRecord, engine: Engine, layout: StoreLayout, *, quantized: bool):
+        # Why engines get a digest no more, while the registry does not say so yet.
+        self.kept_back: dict[str, str] = {}
         self._base = base
         self._engine = engine
         self._layout = layout
@@ -66,9 +69,12 @@ class Placing:
     ) -> Ways:
         """A version in `lane`; None: where it is deployed.
 
-        Raises, with what to do, where nothing here answers it: NotDeployed, EngineUnavailable
-        while its merged model is being made, AdapterNotLoadable, BaseMismatch.
+        Raises, with what to do, where nothing here answers it: NotDeployed, Quarantined,
+        EngineUnavailable while its merged model is being made, AdapterNotLoadable, BaseMismatch.
         """
+        why = quarantined(adapter, version) or self.kept_back.get(version.digest)
+        if why is not None:
+            raise _quarantined(reference, version, why)
         lane = lane or deployed_lane(adapter, version)
         if lane is None:
             raise _not_deployed(reference, version)
@@ -125,6 +131,15 @@ class Placing:
                 f"register the adapter for it, too (`--base {own}`)"
             )
         return AdapterNotLoadable(message, param="model")
+
+
+def _quarantined(reference: str, version: VersionRecord, why: str) -> Quarantined:
+    label = f"{version.adapter}:{version.label}"
+    return Quarantined(
+        f"'{reference}' is {label}, which is quarantined: {why}; ask for another version, or have "
+        f"it lifted with `adapterctl quarantine {label} --lift`",
+        param="model",
+    )
 
 
 def _not_deployed(reference: str, version: VersionRecord) -> NotDeployed:

@@ -26,6 +26,7 @@ from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
 from server.gateway.copying import PRIORITY_HEADER
+from server.gateway.guard import not_finite
 from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.routes import EngineRoute
@@ -170,6 +171,7 @@ class _Relayed(Response):
             ticket=ticket,
         )
         self._upstream: aiohttp.ClientResponse | None = None
+        self._path = ""
         self._first = b""
 
     async def open(
@@ -177,6 +179,7 @@ class _Relayed(Response):
     ) -> Response:
         """Send the request; a whole answer, or this response once the first event is there."""
         settings, client = self._settings, self._client
+        self._path = path
         try:
             sending = self._sending.send(path, document, headers, settings.request_timeout)
             self._upstream = await sending
@@ -188,6 +191,8 @@ class _Relayed(Response):
                 return self._whole(data)
             self._events = EventStream(self._name, strip_usage=self._strip)
             self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
+            if not self._first and self._events.fault is not None:
+                raise not_finite(self._events.fault, self._target, self._hold.lane)
             self._exchange.first_token()
             self._place = self._sending.place
             if self._place is not None:
@@ -203,7 +208,8 @@ class _Relayed(Response):
     def _whole(self, data: bytes) -> Response:
         assert self._upstream is not None
         try:
-            answer = whole_answer(self._upstream, data, self._name, self._target)
+            lane = self._hold.lane
+            answer = whole_answer(self._upstream, data, self._name, self._target, lane)
         except EngineUnavailable:
             self._lanes.dying(self._hold.transport)
             raise
@@ -258,10 +264,14 @@ class _Relayed(Response):
             return await self._break_off(
                 send, EngineDied("the engine died in the middle of this answer; try again")
             )
+        if self._events.fault is not None:
+            fault = not_finite(self._events.fault, self._target, self._hold.lane)
+            return await self._break_off(send, fault)
         return "engine_error" if self._events.failed else "ok"
 
     async def _break_off(self, send: Send, error: AdapterctlError) -> str:
-        await send({"type": "http.response.body", "body": error_frame(error), "more_body": True})
+        frame = error_frame(error, self._path)
+        await send({"type": "http.response.body", "body": frame, "more_body": True})
         return error.code
 
     async def _next_events(self) -> bytes:
@@ -269,8 +279,10 @@ class _Relayed(Response):
         assert self._upstream is not None
         while True:
             data = await self._upstream.content.readany()
+            if self._events.fault is not None:
+                return b""
             block = self._events.feed(data) if data else self._events.finish()
-            if block or not data:
+            if block or not data or self._events.fault is not None:
                 return block
 
     def _own_headers(self) -> dict[str, str]:

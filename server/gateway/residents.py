@@ -70,6 +70,12 @@ class ResidencyCollector(Collector):
             ("loads", "Adapters that the engine has read from disk.", resident.loads),
             ("evictions", "Adapters that had to leave the engine's memory.", resident.evictions),
             ("swaps", "Adapters that were copied from memory into a slot.", resident.swaps),
+            (
+                "prefetched",
+                "Of the loads, those beside the engine's steps.",
+                resident.prefetched,
+            ),
+            ("overlapped", "Of these, those that no step had to wait for.", resident.overlapped),
         ):
             counter = CounterMetricFamily(f"adapterctl_adapter_{name}", help_text, labels=["base"])
             counter.add_metric([self._base], value)

@@ -108,6 +108,9 @@ class _Server:
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                # Nothing here looks at who is behind a proxy, or at web sockets.
+                proxy_headers=False,
+                ws="none",
                 timeout_graceful_shutdown=int(settings.stop_timeout),
             )
         )

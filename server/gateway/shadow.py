@@ -19,10 +19,12 @@ import aiohttp
 from adapters.errors import AdapterctlError
 from adapters.lanes.choosing import shadows_of
 from adapters.lanes.models import Shadow
+from server.engine.not_finite import fault_in, message_of
 from server.gateway.answer_text import read_answer
 from server.gateway.canary_metrics import CanaryMetrics
 from server.gateway.copying import Copying, send_last
 from server.gateway.degeneration import degeneration
+from server.gateway.guard import code_of
 from server.gateway.lanes import Hold
 from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observer, Role
 from server.gateway.route_status import ShadowStatus
@@ -240,8 +242,10 @@ class _Exchange:
         response = await send_last(hold, asked.path.engine_path, document, headers)
         async with response:
             if response.status >= 400:
-                self.outcome = f"engine_{response.status}"
-                self._keep(await response.read())
+                data = await response.read()
+                fault = fault_in(message_of(data)) if response.status >= 500 else None
+                self.outcome = code_of(fault) or f"engine_{response.status}"
+                self._keep(data)
             elif response.content_type == "text/event-stream":
                 await self._stream(response, began)
             else:
@@ -260,7 +264,7 @@ class _Exchange:
         self._keep(events.finish())
         self.usage = events.usage or self.usage
         if events.failed:
-            self.outcome = "engine_error"
+            self.outcome = code_of(events.fault) or "engine_error"
 
     def _keep(self, data: bytes) -> None:
         self.answer += data[: ANSWER_LIMIT - len(self.answer)]

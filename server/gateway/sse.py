@@ -7,15 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import AdapterctlError
+from server.engine.not_finite import Fault, fault_in_event
 
 _END = b"\n\n"
 _USAGE = b'"usage":{'
 _ERROR = b'data: {"error"'
+# At the beginning of a line: inside an event's JSON a line never ends.
+_ERROR_EVENT = b"event: error\n"
 
 
-def error_frame(error: AdapterctlError) -> bytes:
-    """The event that ends a stream which cannot go on: OpenAI's error shape as data."""
-    return b"data: " + json.dumps(error.body(), separators=(",", ":")).encode() + _END
+def error_frame(error: AdapterctlError, path: str = "") -> bytes:
+    """The event that ends a stream which cannot go on: OpenAI's error shape as data.
+
+    `path` is the route's: Responses and Anthropic's messages have events of their own for that.
+    """
+    document: dict[str, Any] = error.body()
+    event = b""
+    if path == "/v1/responses":
+        said = {"code": error.code, "message": error.message, "param": error.param}
+        event, document = _ERROR_EVENT, {"type": "error", **said}
+    elif path == "/v1/messages":
+        event = _ERROR_EVENT
+        document = {"type": "error", "error": {"type": "api_error", "message": error.message}}
+    return event + b"data: " + json.dumps(document, separators=(",", ":")).encode() + _END
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,8 @@ class EventStream:
         self._rest = b""
         self.usage: Usage | None = None
         self.failed = False
+        # Why the stream ends here: the event that says so, and all after it, is kept back.
+        self.fault: Fault | None = None
         self.token_events = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -104,12 +120,21 @@ class EventStream:
     def _pass(self, block: bytes) -> bytes:
         # An event that carries tokens; `[DONE]` and the usage's own event carry none.
         self.token_events += block.count(b"data: {") - block.count(b'"choices":[],')
-        if _ERROR in block:
+        if _ERROR in block or block.startswith(_ERROR_EVENT) or b"\n" + _ERROR_EVENT in block:
             self.failed = True
-            block = self._name.restore_in_error(block)
+            block = self._name.restore_in_error(self._until_fault(block))
         if _USAGE in block:
             block = b"".join(event for event in _split(block) if not self._note_usage(event))
         return self._name.restore(block)
+
+    def _until_fault(self, block: bytes) -> bytes:
+        passed = b""
+        for event in _split(block):
+            self.fault = fault_in_event(event)
+            if self.fault is not None:
+                break
+            passed += event
+        return passed
 
     def _note_usage(self, event: bytes) -> bool:
         """Read an event's usage; True where the event was only that and is to be kept back."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from adapters.errors import UsageError
 from adapters.frozen import Lane
+from adapters.lanes.models import Deployment
 from adapters.models import BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot
 from server.engine.engines import Engine, EngineState
@@ -170,6 +171,8 @@ class Sight:
             load_seconds=resident.load_seconds,
             swaps=resident.swaps,
             swap_seconds=resident.swap_seconds,
+            prefetched=resident.prefetched,
+            overlapped=resident.overlapped,
         )
 
     def _versions(self) -> list[tuple[str, VersionRecord]]:
@@ -226,6 +229,7 @@ class Sight:
             per_token_p50=seen.per_token_p50,
             place=resident.place(digest) if known and resident and digest else None,
             pinned=self._pinned(key),
+            quarantined=self._quarantined(key),
             canary=seen.canary,
             shadow=seen.shadow,
         )
@@ -242,10 +246,17 @@ class Sight:
             return None
         return adapter.versions.get(key.number)
 
-    def _pinned(self, key: TrafficKey) -> bool:
+    def _deployment(self, key: TrafficKey) -> Deployment | None:
         adapter = self._snapshot().adapters.get(key.adapter)
-        deployment = None if adapter is None else adapter.deployments.get(key.number or 0)
+        return None if adapter is None else adapter.deployments.get(key.number or 0)
+
+    def _pinned(self, key: TrafficKey) -> bool:
+        deployment = self._deployment(key)
         return deployment is not None and deployment.pinned
+
+    def _quarantined(self, key: TrafficKey) -> bool:
+        deployment = self._deployment(key)
+        return deployment is not None and deployment.quarantined is not None
 
     def _lane(self, adapter: str, number: int | None) -> str:
         """Where a version is served by what the registry says."""
@@ -351,6 +362,7 @@ def hot_pins(snapshot: Snapshot, base_digest: str) -> list[str]:
         and version.lane is Lane.HOT
         and (deployment := adapter.deployments.get(number)) is not None
         and deployment.pinned
+        and deployment.quarantined is None
         and deployment.lane is Lane.HOT
     ]
 

@@ -20,6 +20,8 @@ _FAULTS = frozenset(
         "engine_timeout",
         "engine_died",
         "engine_start_failed",
+        "output_not_finite",
+        "base_not_finite",
         "adapter_not_loadable",
         "base_mismatch",
         "not_deployed",

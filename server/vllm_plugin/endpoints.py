@@ -26,6 +26,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from server.vllm_plugin import WORKER_EXTENSION
+from server.vllm_plugin.ordering import Orders, before_requests, instead_of_loading
 
 logger = logging.getLogger("vllm.adapterctl.endpoints")
 
@@ -67,9 +68,15 @@ class ResidencyEndpoints:
     def __init__(self) -> None:
         self._engine: Any = None
         self._models: Any = None
+        self._orders = Orders()
+        self._into_slot: Any = None
         self._hints: set[asyncio.Task[Any]] = set()
 
     def attach_router(self, app: FastAPI) -> None:
+        # Imported where the API server is being made: nowhere else is it needed.
+        from server.vllm_plugin import answering
+
+        answering.install()
         app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
         app.add_api_route(f"{PREFIX}/prefetch", self.prefetch, methods=["POST"])
         app.add_api_route(f"{PREFIX}/pins", self.pins, methods=["PUT"])
@@ -81,6 +88,21 @@ class ResidencyEndpoints:
         watched = await engine_client.collective_rpc("adapterctl_watch")
         if all(watched):
             self._engine, self._models = engine_client, state.openai_serving_models
+            self._into_slot = engine_client.add_lora
+            await self._read_ahead(engine_client)
+
+    async def _read_ahead(self, engine: Any) -> None:
+        """Have adapters read beside the engine's steps, where every worker has a socket for it."""
+        addresses = await engine.collective_rpc("adapterctl_listen")
+        if not all(addresses):
+            return
+        try:
+            await self._orders.connect(addresses)
+        except OSError as error:
+            logger.warning("adapters are not read ahead: %s", error)
+            return
+        engine.add_lora = instead_of_loading(engine.add_lora, self._orders)
+        engine.add_request = before_requests(engine.add_request, self._orders)
 
     async def residency(self, request: Request) -> JSONResponse:
         if self._engine is None:
@@ -92,12 +114,13 @@ class ResidencyEndpoints:
         if self._engine is None:
             return _not_here()
         if not body.wait:
+            # What is wrong with it is told to whoever asks for it.
             hint = asyncio.create_task(self._loaded(body.name))
             self._hints.add(hint)
             hint.add_done_callback(self._hints.discard)
             return JSONResponse({}, status_code=202)
         began = time.perf_counter()
-        found = await self._loaded(body.name)
+        found = await self._loaded(body.name, in_slot=True)
         if isinstance(found, str):
             return JSONResponse({"error": found}, status_code=409)
         return JSONResponse({"seconds": time.perf_counter() - began})
@@ -123,15 +146,24 @@ class ResidencyEndpoints:
         pinned = (await self._engine.collective_rpc("adapterctl_pin", args=(adapters,)))[0]
         return JSONResponse({"pinned": pinned, "refused": refused})
 
-    async def _loaded(self, name: str) -> Any:
-        """vLLM's request for an adapter that is in its memory now, or why it cannot be."""
+    async def _loaded(self, name: str, *, in_slot: bool = False) -> Any:
+        """vLLM's request for an adapter that is in its memory now, or why it cannot be.
+
+        `in_slot`: in a slot, too, which it takes from the one used longest ago.
+        """
         known = name in self._models.lora_requests
         found = await self._models.resolve_lora(name)
         if not hasattr(found, "lora_int_id"):
             return found.error.message
-        if known:
-            # vLLM loads it when it learns the name; it may have evicted it since.
-            await self._engine.add_lora(found)
+        load = self._into_slot if in_slot else self._engine.add_lora
+        try:
+            # vLLM loads it when it learns the name; it may have evicted it since, and what was
+            # read ahead of a step has no slot.
+            if known or load != self._engine.add_lora:
+                await load(found)
+        # What the engine core raised comes as another class (EngineCoreError and the like).
+        except Exception as error:  # noqa: BLE001
+            return str(error)
         return found
 
 

@@ -23,10 +23,15 @@ _CONFIG = "vllm.model_executor.layers.fused_moe.config"
 
 def install() -> None:
     """Before a model is built. Its module is not imported here: that takes seconds, everywhere."""
-    if _CONFIG in sys.modules:
-        _keep_cpu_kernels(sys.modules[_CONFIG])
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport(_CONFIG, _keep_cpu_kernels))
+    after_import(_CONFIG, _keep_cpu_kernels)
+
+
+def after_import(name: str, act: Callable[[ModuleType], None]) -> None:
+    """Call `act` with the module `name`: now if it is imported, else once it is."""
+    if name in sys.modules:
+        act(sys.modules[name])
+    elif not any(isinstance(it, _AfterImport) and it.name == name for it in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(name, act))
 
 
 def install_in_worker() -> None:
@@ -79,13 +84,13 @@ class _AfterImport(MetaPathFinder):
     """Calls `act` with the module `name` once it is imported."""
 
     def __init__(self, name: str, act: Callable[[ModuleType], None]):
-        self._name = name
+        self.name = name
         self._act = act
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)

@@ -16,11 +16,13 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
-from server.vllm_plugin import forking, mixtures
+from server.vllm_plugin import compiled_ops, finite, forking, mixtures
 
 logger = logging.getLogger("vllm.adapterctl.patches")
 
 SUPPORTED = "0.32."
+# On a LoRAModel whose weights `reading.py` looked through; whether all shapes are the modules'.
+PROVED = "adapterctl_proved"
 WRAPPER = "server.vllm_plugin.punica.AdapterPunicaWrapper"
 
 
@@ -34,7 +36,9 @@ def install() -> None:
     require_supported(vllm.__version__)
     _replace_lora_arithmetic()
     _zero_new_cache_blocks()
+    finite.install()
     mixtures.install()
+    compiled_ops.install()
 
 
 def install_in_worker() -> None:
@@ -43,6 +47,9 @@ def install_in_worker() -> None:
     Not from `install`: importing them takes seconds in processes that never use them.
     """
     require_supported(vllm.__version__)
+    from server.vllm_plugin import layers
+
+    layers.install()
     _route_prompt_logits()
     _refuse_unusable_adapters()
     _find_the_device_of_int8_layers()
@@ -66,6 +73,46 @@ def start_forked_processes() -> None:
         return ours if chosen.get_start_method() == "spawn" else chosen
 
     utils.get_mp_context = multiproc_executor.get_mp_context = get_mp_context
+
+
+def compute_in_the_core(bind: Callable[[], None]) -> None:
+    """A single worker is the engine core's process itself, instead of one beside it.
+
+    `bind` is called in it before the model is loaded.
+
+    vLLM 0.32 does so everywhere but on CPUs, where it needs a new process to give OpenMP its
+    environment (vllm/platforms/cpu.py). `warm` has it from the start. Saved are two messages a
+    step between processes that wait for each other, one of them spinning on a core that the
+    other computes with.
+    """
+    platform = type(current_platform)
+    original = platform.check_and_update_config.__func__
+    platform.check_and_update_config = classmethod(keeping_one_process(original))
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    make = UniProcExecutor._init_executor
+
+    @functools.wraps(make)
+    def init_executor(self: Any) -> None:
+        bind()
+        make(self)
+
+    UniProcExecutor._init_executor = init_executor
+
+
+def keeping_one_process(original: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """CpuPlatform.check_and_update_config that leaves vLLM's own choice for one worker alone.
+
+    What the user chose (`--distributed-executor-backend`) and several workers stay as they are.
+    """
+
+    def check_and_update_config(cls: Any, config: Any) -> None:
+        alone = config.parallel_config.distributed_executor_backend == "uni"
+        original(cls, config)
+        if alone and config.parallel_config.distributed_executor_backend == "mp":
+            config.parallel_config.distributed_executor_backend = "uni"
+
+    return check_and_update_config
 
 
 def require_supported(version: str) -> None:
@@ -208,6 +255,8 @@ def finite_only(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
     @functools.wraps(original)
     def patched(manager: Any, lora_request: Any) -> Any:
         adapter = original(manager, lora_request)
+        if hasattr(adapter, PROVED):
+            return adapter
         for name, layer in adapter.loras.items():
             for side, weights in (("A", layer.lora_a), ("B", layer.lora_b)):
                 parts = weights if isinstance(weights, list) else [weights]

@@ -14,6 +14,8 @@ from typing import Any
 
 from vllm.config import SchedulerConfig
 
+from server.vllm_plugin.finite import guarding
+
 # Asked of every waiting request before the scheduler looks for its slot; False: not in this step.
 _SEAM = "_handle_blocked_waiting_request"
 
@@ -26,7 +28,7 @@ def install() -> None:
 
 
 def with_reserved_slots(original: Callable[[Any], type]) -> Callable[[Any], type]:
-    """SchedulerConfig.get_scheduler_cls whose class heeds pins."""
+    """SchedulerConfig.get_scheduler_cls whose class heeds pins and ends what is not finite."""
 
     @functools.wraps(original)
     def get_scheduler_cls(config: Any) -> type:
@@ -34,7 +36,7 @@ def with_reserved_slots(original: Callable[[Any], type]) -> Callable[[Any], type
         from vllm.v1.engine.core import EngineCore
 
         EngineCore.adapterctl_reserve = reserve
-        return reserving(original(config))
+        return guarding(reserving(original(config)))
 
     return get_scheduler_cls
 

@@ -15,12 +15,16 @@ first one that leaves it room.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, cast
 
 from vllm.lora.request import LoRARequest
+
+from server.vllm_plugin import loading
+from server.vllm_plugin.ahead import Ahead
 
 logger = logging.getLogger("vllm.adapterctl.residency")
 
@@ -38,8 +42,17 @@ class ResidentAdapters:
         if manager is None:
             return False
         if not hasattr(worker, "adapterctl_watched"):
+            loading.install(manager)
             worker.adapterctl_watched = Watch(manager)
         return True
+
+    def adapterctl_listen(self) -> str:
+        """Begin to read adapters ahead; the socket that takes orders, "" where none can be."""
+        try:
+            return cast(Watch, cast(Any, self).adapterctl_watched).read_ahead()
+        except OSError as error:
+            logger.warning("adapters are not read ahead: %s", error)
+            return ""
 
     def adapterctl_residency(self) -> dict[str, Any]:
         """What the caches hold and have done since `adapterctl_watch`; plain JSON."""
@@ -66,29 +79,52 @@ class Watch:
         self._evictions = 0
         self._swaps = 0
         self._swap_seconds = 0.0
-        manager._load_adapter = self._counting_loads(manager._load_adapter)
+        self._prefetched = 0
+        self._overlapped = 0
+        # Both threads count.
+        self._counting = threading.Lock()
+        self._ahead: Ahead | None = None
+        self._read = manager._load_adapter
+        manager._load_adapter = self._load
         manager._apply_adapters = self._around_pins(manager._apply_adapters)
         self._models.remove_oldest_adapter = self._counting_evictions(
             self._models.remove_oldest_adapter
         )
         self._models.activate_adapter = self._counting_swaps(self._models.activate_adapter)
 
+    def read_ahead(self) -> str:
+        """Read in a thread what the socket, whose path is returned, orders. Raises OSError."""
+        registered = self._models._registered_adapters
+        self._ahead = ahead = Ahead(self._read, registered.__contains__, self._count_ahead)
+        address = ahead.listen()
+        deactivate = registered.deactivate_fn
+
+        def gone(number: int) -> object:
+            ahead.gone(number)
+            return deactivate(number)
+
+        registered.deactivate_fn = gone
+        return address
+
     def residency(self) -> dict[str, Any]:
         """Names by slot (None: free), in memory (least recently used first), pinned; the counts."""
         registered = list(self._models._registered_adapters.order)
         self._names = {number: self._names.get(number, "") for number in registered}
         active = self._models._active_adapters
+        ready = () if self._ahead is None else self._ahead.ready().values()
         return {
             "slots": [
                 None if number is None else self._names.get(number, "")
                 for number in self._models.lora_index_to_id
             ],
-            "cpu": list(self._names.values()),
+            "cpu": [*self._names.values(), *ready],
             "cpu_total": int(self._models.capacity),
             "pinned": [one.lora_name for number, one in self._pins.items() if number in active],
             "loads": self._total_loads,
             "load_seconds": self._load_seconds,
             "evictions": self._evictions,
+            "prefetched": self._prefetched,
+            "overlapped": self._overlapped,
             "swaps": self._swaps,
             "swap_seconds": self._swap_seconds,
             "loaded": dict(self._loads),
@@ -116,13 +152,26 @@ class Watch:
 
         def apply(requests: Collection[Any]) -> None:
             if not self._pins:
-                return original(requests)
-            wanted = frozenset(one.lora_int_id for one in requests if one)
-            self._make_room(wanted)
-            original(requests)
-            return self._keep(wanted)
+                original(requests)
+            else:
+                wanted = frozenset(one.lora_int_id for one in requests if one)
+                self._make_room(wanted)
+                original(requests)
+                self._keep(wanted)
+            self._adopt()
 
         return apply
+
+    def _adopt(self) -> None:
+        """What was read ahead joins the cache where that has room; nobody has to leave for it."""
+        if self._ahead is None or len(self._models) >= self._models.capacity:
+            return
+        for number, name in self._ahead.ready().items():
+            taken = self._ahead.take(number)
+            if taken is not None and len(self._models) < self._models.capacity:
+                self._names[number] = name
+                self._models.add_adapter(taken[0])
+                self._overlapped += 1
 
     def _make_room(self, wanted: frozenset[int]) -> None:
         """Let what is evicted for this batch be neither of the batch nor, if possible, pinned."""
@@ -149,19 +198,29 @@ class Watch:
             except Exception as error:  # noqa: BLE001
                 logger.warning("%s is not pinned: %s", self._pins.pop(number).lora_name, error)
 
-    def _counting_loads(self, original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def load(request: Any) -> Any:
+    def _load(self, request: Any) -> Any:
+        """WorkerLoRAManager._load_adapter, which takes over what was read ahead."""
+        taken = None if self._ahead is None else self._ahead.take(request.lora_int_id)
+        if taken is not None:
+            adapter, at_once = taken
+            self._overlapped += at_once
+        else:
             began = time.perf_counter()
-            adapter = original(request)
-            self._load_seconds += time.perf_counter() - began
+            adapter = self._read(request)
+            self._count(request.lora_name, time.perf_counter() - began)
+        self._names[request.lora_int_id] = request.lora_name
+        return adapter
+
+    def _count(self, name: str, seconds: float) -> None:
+        with self._counting:
+            self._load_seconds += seconds
             self._total_loads += 1
-            name = request.lora_name
             if name in self._loads or len(self._loads) < _COUNTED_NAMES:
                 self._loads[name] += 1
-            self._names[request.lora_int_id] = name
-            return adapter
 
-        return load
+    def _count_ahead(self, name: str, seconds: float) -> None:
+        self._count(name, seconds)
+        self._prefetched += 1
 
     def _counting_evictions(self, original: Callable[[], bool]) -> Callable[[], bool]:
         def remove_oldest() -> bool:

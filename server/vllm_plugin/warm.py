@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from server.engine.binding import OPENMP
+from server.engine.binding import OPENMP, worker_cpus
 from server.engine.launch import STANDBY, VLLM_MODULE, WARM_VARIABLE
 from server.vllm_plugin import forking
 
@@ -73,6 +73,7 @@ class Warm:
         """Reads the launcher's message; call before anything heavy is imported."""
         launched = json.loads(os.environ.pop(WARM_VARIABLE))
         self._cpus = set(launched["cpus"])
+        self._bound_to = worker_cpus(os.environ, self._cpus)
         # Torch's OpenMP library, loaded before Python began, has bound this thread already.
         self._pinned = os.sched_getaffinity(0)
         self._started = dict(os.environ)
@@ -107,13 +108,34 @@ class Warm:
             name: value for name, value in os.environ.items() if self._started.get(name) != value
         }
 
+    @property
+    def computes_in_the_core(self) -> bool:
+        """Whether OpenMP's library in this process has what the worker's needs."""
+        return "OMP_NUM_THREADS" in self._started and bool(self._bound_to)
+
+    def bind(self) -> None:
+        """Keep this thread, and those it makes from now on, where the worker's belong.
+
+        GNU's library binds each of its threads to one processor, the first to the first. Intel's
+        binds none in a forked process; within their processors they move as the kernel sees fit,
+        which is what lets several engines share them.
+        """
+        gnu = "GOMP_CPU_AFFINITY" in self._started
+        os.sched_setaffinity(0, self._bound_to[:1] if gnu else self._bound_to)
+
     def fork(self, environment: Mapping[str, str]) -> None:
-        """Take the environment, fork engine core and worker; in these it raises SystemExit."""
+        """Take the environment, fork engine core and worker; in these it raises SystemExit.
+
+        The worker is the core itself where that can be.
+        """
         worker = {**self._started, **self._set_by_imports}
         core = {name: value for name, value in worker.items() if name not in OPENMP}
         core.update({name: environment[name] for name in OPENMP if name in environment})
         forking.replace_environment({**environment, **self._set_by_imports})
-        forking.fork_chain([core, worker], self._pinned)
+        if self.computes_in_the_core:
+            forking.fork_chain([core], self._cpus)
+        else:
+            forking.fork_chain([core, worker], self._pinned)
 
 
 def main() -> None:
@@ -124,9 +146,11 @@ def main() -> None:
     environment = warm.original
     if arguments == [STANDBY]:
         arguments, environment = wait_for_order(environment)
-    from server.vllm_plugin.patches import start_forked_processes
+    from server.vllm_plugin import patches
 
-    start_forked_processes()
+    patches.start_forked_processes()
+    if warm.computes_in_the_core:
+        patches.compute_in_the_core(warm.bind)
     warm.fork(environment)
     sys.argv = [VLLM_MODULE, *arguments]
     from vllm.entrypoints.launchers.api_server.entry import main as serve

@@ -37,7 +37,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             source = root / name
             write_strong_adapter(source, descriptor, seed=seed)
             catalog.register(str(source), name=name, base="smollm2")
-    server = LiveServer(store, "--base", "smollm2", "--port", "0")
+    # Fewer slots than adapters, so that they have to be swapped.
+    server = LiveServer(store, "--base", "smollm2", "--port", "0", "--slots", "8")
     server.start()
     yield server
     server.stop()

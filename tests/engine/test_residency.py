@@ -62,6 +62,10 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+def resident_references(document: Any) -> set[str | None]:
+    return {held["reference"] for held in document["cpu"]}
+
+
 def counts(document: Any) -> tuple[int, int]:
     return document["loads"], document["swaps"]
 
@@ -82,6 +86,25 @@ def test_the_first_request_after_a_prefetch_pays_nothing(live: LiveServer) -> No
     used = residency(live)
     assert counts(used) == (fetched["loads"] + 1, fetched["swaps"] + 1)
     assert f"{NAMES[1]}:v1" in slots(used)
+
+
+async def test_no_stream_waits_for_a_cold_adapter(live: LiveServer) -> None:
+    """By counts: every read was beside the engine's steps, and over before one needed it."""
+    counted = ("loads", "prefetched", "overlapped")
+    before = await asyncio.to_thread(residency, live)
+    cold = [name for name in NAMES[3:] if f"{name}:v1" not in resident_references(before)]
+    assert cold
+    async with live.async_client() as client:
+        stream = await client.completions.create(
+            model="strong-a", prompt="Hello", max_tokens=400, temperature=0, stream=True
+        )
+        await anext(stream)
+        for name in cold:
+            await client.completions.create(model=name, prompt="Hello", max_tokens=1)
+        # It went on all the while.
+        assert len([chunk async for chunk in stream]) > len(cold)
+    after = await asyncio.to_thread(residency, live)
+    assert [after[name] - before[name] for name in counted] == [len(cold)] * len(counted)
 
 
 async def test_a_pin_keeps_its_slot_from_more_adapters_than_there_are_slots(

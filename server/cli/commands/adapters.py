@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from adapters.frozen import Lane
+from adapters.lanes.choosing import quarantined
 from adapters.lanes.wording import deployment_text
 from adapters.models import AdapterRecord, Approximation, Manifest, VersionRecord
 from adapters.references import parse_reference
@@ -129,6 +130,7 @@ def _row(adapter: AdapterRecord, tag: str | None) -> dict[str, object]:
         "method": version and version.method,
         "lane": version and version.lane,
         "approximate": version and version.approximate,
+        "quarantined": version and quarantined(adapter, version),
         "tags": _tags(adapter),
         "default_tag": adapter.default_tag,
         "versions": len(adapter.versions),
@@ -146,9 +148,14 @@ def _cells(adapter: AdapterRecord, tag: str | None) -> tuple[str, ...]:
         version.label,
         short_digest(version.digest),
         version.method,
-        lane_text(version.lane, approximate=version.approximate),
+        _lane(adapter, version),
         tags,
     )
+
+
+def _lane(adapter: AdapterRecord, version: VersionRecord) -> str:
+    text = lane_text(version.lane, approximate=version.approximate)
+    return f"{text}, quarantined" if quarantined(adapter, version) is not None else text
 
 
 def _tags(adapter: AdapterRecord) -> dict[str, str]:
@@ -189,6 +196,7 @@ def _directory(session: Session, version: VersionRecord) -> str | None:
 
 
 def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str, str]]:
+    why = quarantined(adapter, version)
     return [
         ("name", f"{adapter.name}:{version.label}"),
         ("digest", version.digest),
@@ -197,6 +205,7 @@ def _identity(adapter: AdapterRecord, version: VersionRecord) -> list[tuple[str,
         ("rank", "-" if version.rank is None else str(version.rank)),
         ("lane", lane_text(version.lane, approximate=version.approximate)),
         ("served", _served(adapter, version)),
+        *([] if why is None else [("quarantined", why)]),
         ("size", size(version.size_bytes)),
         ("tags", ", ".join(_tags_of(adapter, version)) or "-"),
         ("registered", local_time(version.registered_at)),
@@ -233,7 +242,7 @@ def _version_cells(adapter: AdapterRecord, version: VersionRecord) -> tuple[str,
         version.label,
         short_digest(version.digest),
         version.method,
-        lane_text(version.lane, approximate=version.approximate),
+        _lane(adapter, version),
         size(version.size_bytes),
         local_time(version.registered_at),
         ", ".join(_tags_of(adapter, version)) or "-",

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from adapters.errors import UsageError
 from adapters.frozen import Lane
 from adapters.jobs.models import JobRecord, JobState
 from server.cli.commands.making import asked_for_merge, merge_options, merge_order
@@ -13,7 +14,7 @@ from server.cli.complete import references
 from server.cli.deploying import wait_for_engine
 from server.cli.following import begin, follow, say_detached
 from server.cli.options import Command
-from server.cli.output import clean, emit_json, say, short_digest, size, table
+from server.cli.output import clean, emit_json, local_time, say, short_digest, size, table
 from server.cli.session import Session, pass_session
 from server.gateway.lane_models import DeploymentShown, DeployRequest, Prefetched
 
@@ -23,6 +24,7 @@ _STATES = {
     "merge_failed": "its model is not made",
     "deployed": "an engine starts with the first request",
     "out_of_service": "out of service",
+    "quarantined": "no engine gets it until that is lifted",
     "idle": "its engine starts with the next request",
     "starting": "its engine is starting",
     "ready": "its engine is ready",
@@ -101,6 +103,8 @@ def _answer(session: Session, shown: DeploymentShown, job: JobRecord | None = No
 
 def _sentence(shown: DeploymentShown) -> str:
     deployment = shown.deployment
+    if deployment.quarantined is not None:
+        return f"is quarantined: {_STATES['quarantined']}"
     if deployment.lane is None:
         return "is out of service"
     if deployment.lane is Lane.HOT:
@@ -132,6 +136,7 @@ def deployment_document(shown: DeploymentShown) -> dict[str, Any]:
         "detail": shown.detail,
         "retry_after": shown.retry_after,
         "pinned": deployment.pinned,
+        "quarantined": deployment.quarantined,
         "memory_bytes": shown.engine and shown.engine.memory_bytes,
         "at": deployment.model_dump(mode="json")["at"],
         "actor": deployment.actor,
@@ -212,6 +217,42 @@ def _say_pin(session: Session, shown: DeploymentShown) -> None:
         say(f"{clean(shown.label)} is pinned: its engine is not stopped for being idle")
     else:
         say(f"{clean(shown.label)} is pinned: it stays in a slot of the engine")
+
+
+@click.command(cls=Command)
+@click.argument("reference", metavar="[REF]", required=False, shell_complete=references)
+@click.option("--lift", is_flag=True, help="Let engines have it again.")
+@click.option("--reason", metavar="TEXT", help="Why, for the history and for who asks for it.")
+@pass_session
+def quarantine(session: Session, reference: str | None, lift: bool, reason: str | None) -> None:
+    """List what is quarantined; with REF keep that version from every engine.
+
+    A server does so by itself with a version that gives NaN or infinity in place of an answer:
+    asked for it, it answers 404 quarantined, and routes to it are taken back. It holds for every
+    version of the same content and for both lanes, until --lift.
+    """
+    if reference is None:
+        if lift or reason is not None:
+            raise UsageError("which version? Write adapterctl quarantine REF")
+        _list_quarantined(session)
+        return
+    if lift and reason is not None:
+        raise UsageError("--lift needs no --reason")
+    text = None if lift else reason or "an operator said so"
+    _answer(session, session.backend().quarantine(reference, text))
+
+
+def _list_quarantined(session: Session) -> None:
+    found = [it for it in session.backend().deployments() if it.state == "quarantined"]
+    if session.json:
+        emit_json([deployment_document(shown) for shown in found])
+    elif not found:
+        say("Nothing is quarantined.")
+    else:
+        rows = [
+            (it.label, local_time(it.deployment.at), it.deployment.actor, it.detail) for it in found
+        ]
+        table(("version", "since", "by", "reason"), rows)
 
 
 @click.command(cls=Command)

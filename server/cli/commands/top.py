@@ -102,7 +102,9 @@ def _counts(document: ResidencyDocument) -> str:
     who = clean(document.base) or "In all"
     return (
         f"{who}, since the engine's start: read from disk {document.loads} times"
-        f"{_each(document.loads, document.load_seconds)}, into a slot {document.swaps} times"
+        f"{_each(document.loads, document.load_seconds)}, "
+        f"{document.overlapped} of them while others were answered, "
+        f"into a slot {document.swaps} times"
         f"{_each(document.swaps, document.swap_seconds)}, thrown out {document.evictions} times"
     )
 

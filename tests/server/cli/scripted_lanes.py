@@ -89,6 +89,8 @@ RESIDENT = ResidencyDocument(
     load_seconds=0.3,
     swaps=4,
     swap_seconds=0.02,
+    prefetched=3,
+    overlapped=2,
 )
 
 MEASURED = RouteStatus(

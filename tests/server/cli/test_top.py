@@ -92,7 +92,7 @@ def test_residency(cli: CommandLine, seen: Seen) -> None:
     assert lines[2].split() == ["slot", "1", "free", "-", "-"]
     assert lines[3] == (
         "tiny, since the engine's start: read from disk 3 times (100 ms each), "
-        "into a slot 4 times (5 ms each), thrown out 1 times"
+        "2 of them while others were answered, into a slot 4 times (5 ms each), thrown out 1 times"
     )
     seen.lanes.script = ()
     assert cli.refused("residency")[1]["code"] == "engine_unavailable"

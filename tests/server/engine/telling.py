@@ -21,6 +21,8 @@ TOLD: dict[str, Any] = {
     "evictions": 1,
     "swaps": 6,
     "swap_seconds": 0.25,
+    "prefetched": 3,
+    "overlapped": 2,
     "loaded": {f"sha256-{ONE}": 3, "somebody-elses": 1},
 }
 METRICS = """# TYPE vllm:num_requests_waiting gauge

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine import binding
-from server.engine.binding import OPENMP, parse_cpus, worker_cpus, worker_environment
+from server.engine.binding import (
+    OPENMP,
+    parse_cpus,
+    preferred_openmp,
+    worker_cpus,
+    worker_environment,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,12 +96,45 @@ def test_what_a_user_binds_is_left_to_vllm(machine: Path, environment: dict[str,
     assert not set(OPENMP) & added.keys()
 
 
-def test_a_library_that_the_user_preloads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    added = worker_environment({"LD_PRELOAD": "/opt/libiomp5.so", "OMP_NUM_THREADS": "5"})
+def test_a_library_that_the_user_preloads_stays(machine: Path) -> None:
+    given = {"LD_PRELOAD": "/opt/libiomp5.so", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    assert preferred_openmp(given) == {}
+    added = worker_environment({**given, "KMP_BLOCKTIME": "1"})
     assert added["LD_PRELOAD"].endswith("/opt/libiomp5.so")
     assert "libgomp" not in added["LD_PRELOAD"]
-    assert added["OMP_NUM_THREADS"] == "5"
     assert "GOMP_CPU_AFFINITY" not in added
+    assert added["KMP_BLOCKTIME"] == "1"
+    assert preferred_openmp({"LD_PRELOAD": "/opt/libgomp.so.1"}) == {}
+
+
+def test_intels_openmp_is_taken_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding, "_intel_openmp", lambda: tmp_path / "libiomp5.so")
+    assert preferred_openmp({}) == {"LD_PRELOAD": f"{tmp_path}/libiomp5.so"}
+    both = preferred_openmp({"LD_PRELOAD": "/opt/libtcmalloc.so"})
+    assert both == {"LD_PRELOAD": f"/opt/libtcmalloc.so:{tmp_path}/libiomp5.so"}
+    monkeypatch.setattr(binding, "_intel_openmp", lambda: tmp_path / "a b" / "libiomp5.so")
+    assert preferred_openmp({}) == {}
+    monkeypatch.setattr(binding, "_intel_openmp", lambda: None)
+    assert preferred_openmp({}) == {}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="vllm-cpu brings it on x86 alone")
+def test_vllm_brings_intels_openmp() -> None:
+    library = binding._intel_openmp()
+    assert library is not None
+    assert library.read_bytes()[:4] == b"\x7fELF"
+
+
+def test_an_environment_without_intels_openmp_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", none)
+    assert binding._intel_openmp() is None
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: None)
+    assert binding._intel_openmp() is None
 
 
 # vLLM's own code for the same, in a process of its own: it imports torch.
@@ -110,9 +151,10 @@ print("FOUND", json.dumps(found))
 """
 
 
-def test_it_is_what_vllm_works_out_on_this_machine() -> None:
+@pytest.mark.parametrize("chosen", [{"LD_PRELOAD": ""}, preferred_openmp({})])
+def test_it_is_what_vllm_works_out_on_this_machine(chosen: dict[str, str]) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in OPENMP}
-    environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+    environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", **chosen}
     ours = worker_environment(environment)
     ran = subprocess.run(
         [sys.executable, "-c", VLLM % (OPENMP,)],

@@ -10,9 +10,11 @@ import pytest
 
 import server.engine.command as command_module
 from adapters.models import BaseRecord, Quantization
+from server.engine import binding
 from server.engine.capacity import Capacity
 from server.engine.command import (
     EngineCommand,
+    computing,
     engine_command,
     merged_command,
     worker_threads,
@@ -56,6 +58,13 @@ def test_every_engine_lets_the_gateways_own_requests_come_last(tmp_path: Path) -
         assert argv[argv.index("--scheduling-policy") + 1] == "priority"
 
 
+def test_no_engine_on_a_cpu_is_compiled_unless_the_user_says_so(tmp_path: Path) -> None:
+    for argv in (arguments(tmp_path, None), merged(tmp_path).argv):
+        assert "--enforce-eager" in argv
+    argv = merged(tmp_path, engine_arguments=["--no-enforce-eager"]).argv
+    assert argv.index("--no-enforce-eager") > argv.index("--enforce-eager")
+
+
 def merged(tmp_path: Path, **values: object) -> EngineCommand:
     given = {"store": tmp_path, "base": "b", "merged_kv_cache_gib": 3, **values}
     return merged_command(
@@ -81,7 +90,6 @@ def test_a_merged_engine_takes_no_adapters_and_has_its_own_cache(
     assert argv[argv.index("--quantization") + 1] == "awq"
     assert argv[argv.index("--max-model-len") + 1] == "99"
     assert argv[-2:] == ("--seed", "7")
-    assert "--enforce-eager" in argv
     assert command.environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in command.environment
 
@@ -118,3 +126,44 @@ def test_threads_of_an_engine(
     if reserved is not None:
         monkeypatch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", reserved)
     assert worker_threads() == threads
+
+
+def test_engines_get_intels_openmp_unless_the_user_chose_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding, "_intel_openmp", lambda: Path("/lib/libiomp5.so"))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert merged(tmp_path).environment["LD_PRELOAD"] == "/lib/libiomp5.so"
+    monkeypatch.setenv("LD_PRELOAD", "/opt/libgomp.so.1")
+    assert merged(tmp_path).environment["LD_PRELOAD"] == "/opt/libgomp.so.1"
+    monkeypatch.setattr(command_module, "on_cpu", lambda: False)
+    monkeypatch.delenv("LD_PRELOAD")
+    assert "LD_PRELOAD" not in merged(tmp_path).environment
+
+
+@pytest.mark.parametrize(
+    ("count", "environment", "says"),
+    [
+        (2, {}, "2 of 2 cores (none of so few kept free); GNU OpenMP"),
+        (8, {}, "7 of 8 cores (1 kept free for the server); GNU OpenMP"),
+        (
+            8,
+            {"VLLM_CPU_NUM_OF_RESERVED_CPU": "3", "LD_PRELOAD": "/lib/libiomp5.so"},
+            "5 of 8 cores (VLLM_CPU_NUM_OF_RESERVED_CPU keeps 3 free); "
+            "Intel OpenMP, which shares cores with other engines",
+        ),
+        (
+            8,
+            {"VLLM_CPU_OMP_THREADS_BIND": "0-3"},
+            "threads as VLLM_CPU_OMP_THREADS_BIND=0-3 says; GNU OpenMP",
+        ),
+    ],
+)
+def test_what_an_engine_computes_with_is_said_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, count: int, environment: dict[str, str], says: str
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: count)
+    monkeypatch.delenv("VLLM_CPU_NUM_OF_RESERVED_CPU", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert computing(environment) == says

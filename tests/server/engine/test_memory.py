@@ -11,9 +11,10 @@ import server.engine.memory as memory_module
 from adapters.bases.headers import ITEM_SIZE
 from adapters.bases.shards import open_base
 from adapters.models import BaseDescriptor, ModuleSpec
-from server.engine.capacity import Capacity
+from server.engine.capacity import MOST_SLOTS, Capacity
 from server.engine.cgroups import Machine
 from server.engine.memory import (
+    AHEAD,
     CPU_OVERHEAD,
     GIB,
     GPU_OVERHEAD,
@@ -27,6 +28,7 @@ from server.engine.memory import (
 from server.settings import ServeSettings
 from tests.server.engine.test_capacity import version
 
+REPOSITORY = Path(__file__).parents[3]
 HIDDEN, INNER, VOCABULARY = 8, 16, 32
 CONFIG = {"hidden_size": HIDDEN, "intermediate_size": INNER, "vocab_size": VOCABULARY}
 TENSORS = {
@@ -127,11 +129,21 @@ def test_the_base_is_counted_with_all_adapters_it_may_hold(tmp_path: Path) -> No
     base = BasePlan(settings(), write_model(tmp_path), descriptor)
     versions = [version(1, size=1000), version(2, size=5000)]
     plan = base.plan(Capacity(slots=2, cpu_adapters=10, max_rank=16), versions)
-    # Two slots of A [16, 8] and B [8, 16] in 16 bits; ten adapters as large as the largest.
-    assert plan.adapters == 2 * 16 * (8 + 8) * 2 + 10 * 5000
+    # Two slots of A [16, in] and B [out, 16] in 16 bits, the embedding's once more for the output
+    # head; both adapters, and as many more as there may be, as large as the largest.
+    features = (HIDDEN + HIDDEN) + 2 * (VOCABULARY + HIDDEN)
+    assert plan.adapters == 2 * 16 * features * 2 + 1000 + (9 + AHEAD) * 5000
     assert plan.kv_cache == GIB
     # Not started yet: as it would be.
-    assert base.plan(None, versions).adapters > 8 * 16 * (8 + 8) * 2
+    would = base.capacity(versions)
+    assert would.slots == MOST_SLOTS
+    assert base.plan(None, versions) == base.plan(would, versions)
+    few = BasePlan(settings(engine_arguments=["--max-num-seqs=9"]), tmp_path, descriptor)
+    assert few.capacity(versions).slots == 9
+
+
+def test_the_memory_planned_for_reading_ahead_is_what_the_worker_keeps() -> None:
+    assert f"KEPT = {AHEAD}\n" in (REPOSITORY / "server/vllm_plugin/ahead.py").read_text()
 
 
 def test_the_limit_is_a_share_of_the_machine_and_not_what_others_use() -> None:

@@ -58,6 +58,8 @@ async def test_names_in_the_engine_become_digests(
         evictions=1,
         swaps=6,
         swap_seconds=0.25,
+        prefetched=3,
+        overlapped=2,
         loaded={f"sha256:{ONE}": 3, "somebody-elses": 1},
     )
     places = [resident.place(f"sha256:{digest}") for digest in (ONE, TWO, "3" * 64)]

@@ -319,5 +319,7 @@ async def test_metrics_count_what_the_engine_holds(sight: Sight) -> None:
         ("load_seconds_total", 0.5),
         ("swaps_total", 6),
         ("swap_seconds_total", 0.25),
+        ("prefetched_total", 3),
+        ("overlapped_total", 2),
     ):
         assert read(f"adapterctl_adapter_{metric}", {"base": "tiny"}) == value

@@ -39,11 +39,15 @@ class Engine:
         self.engine_core = self
         self.calls: list[tuple[str, Any]] = []
         self.loaded: list[str] = []
+        # Where the worker takes orders; nowhere.
+        self.socket = ""
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self.calls.append((method, args))
         if method == "adapterctl_pin":
             return [[name for name, _, _ in args[0]]]
+        if method == "adapterctl_listen":
+            return [self.socket]
         return [{"slots": [None]} if method == "adapterctl_residency" else True]
 
     async def call_utility_async(self, method: str, numbers: list[int]) -> None:
@@ -118,6 +122,7 @@ async def test_it_watches_from_the_start_and_tells(url: str, engine: Engine) -> 
     assert await ask("GET", f"{url}/adapterctl/residency") == (200, {"slots": [None]})
     assert [method for method, _ in engine.calls] == [
         "adapterctl_watch",
+        "adapterctl_listen",
         "started",
         "adapterctl_residency",
     ]

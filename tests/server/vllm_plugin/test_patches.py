@@ -13,6 +13,7 @@ import vllm
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.layers.utils import _get_lora_device
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.vllm_plugin import patches
@@ -165,3 +166,29 @@ def test_an_adapter_that_fails_half_way_is_taken_out_again() -> None:
     with pytest.raises(RuntimeError, match="must match"):
         add(manager, SimpleNamespace(lora_int_id=2))
     assert manager.held == {1}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"), [("uni", "uni"), ("mp", "mp"), ("ray", "ray"), (None, "mp")]
+)
+def test_a_single_worker_is_computed_in_the_core(chosen: str | None, kept: str) -> None:
+    """vLLM makes `uni` into `mp` on a CPU; what was not `uni` is left to it."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(distributed_executor_backend=chosen), seen=0
+    )
+
+    def original(cls: Any, config: Any) -> None:
+        assert cls is CpuPlatform
+        config.seen += 1
+        if config.parallel_config.distributed_executor_backend in {"uni", None}:
+            config.parallel_config.distributed_executor_backend = "mp"
+
+    patches.keeping_one_process(original)(CpuPlatform, config)
+    assert config.parallel_config.distributed_executor_backend == kept
+    assert config.seen == 1
+
+
+def test_vllm_still_makes_it_two_processes_on_a_cpu() -> None:
+    """When this fails vLLM has learnt it: `compute_in_the_core` can go."""
+    source = inspect.getsource(CpuPlatform.check_and_update_config)
+    assert 'distributed_executor_backend = "mp"' in source

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.ops.torch_ops import bgmv_expand_slice, bgmv_shrink
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from server.vllm_plugin.native import library as native
 from server.vllm_plugin.punica import AdapterPunicaWrapper, slots_to_pack
 
 SLOTS = 4
@@ -21,11 +25,30 @@ ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0
 Stacks = tuple[torch.Tensor, ...]
 
 
+class _ByTorch(AdapterPunicaWrapper):
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments, library=None)
+
+
+@pytest.fixture(params=["native", "torch"], scope="module", autouse=True)
+def ours(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test with the compiled kernels, and with torch's."""
+    global _ours  # noqa: PLW0603
+    if request.param == "native" and native.load() is None:
+        pytest.skip("no C compiler here")
+    _ours = AdapterPunicaWrapper if request.param == "native" else _ByTorch
+    yield
+    _ours = AdapterPunicaWrapper
+
+
+_ours: type[AdapterPunicaWrapper] = AdapterPunicaWrapper
+
+
 def _wrapper(
-    indices: list[int], sampler: list[int] | None = None, kind: type = AdapterPunicaWrapper
+    indices: list[int], sampler: list[int] | None = None, kind: type | None = None
 ) -> PunicaWrapperCPU:
     """A wrapper in the state that vLLM gives it for a batch; slot i holds adapter id i + 1."""
-    wrapper = kind(MAX_TOKENS, 256, torch.device("cpu"))
+    wrapper = (kind or _ours)(MAX_TOKENS, 256, torch.device("cpu"))
     _update(wrapper, indices, sampler)
     return wrapper
 

@@ -27,11 +27,15 @@ class Models(LRUCacheLoRAModelManager):  # type: ignore[misc]  # vLLM is untyped
     """vLLM's manager of a model without layers: caches and slots, nothing to compute."""
 
     def __init__(self, slots: int, capacity: int):
-        self.lora_config = SimpleNamespace(max_loras=slots, max_cpu_loras=capacity)
+        self.lora_config = SimpleNamespace(
+            max_loras=slots, max_cpu_loras=capacity, max_lora_rank=16
+        )
         self._registered_adapters = AdapterLRUCache(capacity, self.deactivate_adapter)
         self._active_adapters = AdapterLRUCache(slots, self._deactivate_adapter)
         self.lora_index_to_id: list[int | None] = [None] * slots
         self.modules: dict[str, Any] = {}
+        self.packed_modules: dict[str, list[str]] = {}
+        self.is_pooling_model = False
 
     def _add_adapter(self, lora: Any) -> None:
         self._registered_adapters[lora.id] = lora
@@ -159,7 +163,7 @@ def test_a_pinned_adapter_that_cannot_be_read_again_costs_no_batch_its_step() ->
 def test_the_worker_gets_methods_that_it_does_not_have() -> None:
     """vLLM refuses an extension whose names it knows already."""
     ours = {name for name in dir(ResidentAdapters) if not name.startswith("__")}
-    assert ours == {"adapterctl_watch", "adapterctl_residency", "adapterctl_pin"}
+    assert ours == {f"adapterctl_{what}" for what in ("watch", "residency", "pin", "listen")}
     assert not any(hasattr(CPUWorker, name) for name in ours)
 
 

@@ -1,0 +1,65 @@
+"""Tables C and D: benchmarks that have commands of their own, run as such and read as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from adapters.errors import ToolFailed
+from loadtests.compare.bars import Row, Table, at_least, at_most
+from loadtests.compare.session import Session
+
+ADDED_MS, THROUGHPUT = 1.5, 0.98
+STREAMS = 16
+
+
+def gateway(session: Session) -> Table:
+    """The gateway against the engine asked directly: loadtests/bench_gateway.py."""
+    options = ["--streams", str(STREAMS)]
+    if session.quick:
+        options += ["--requests", "40", "--rounds", "3", "--tokens", "32"]
+    found: Mapping[str, Any] = {}
+    notes: list[str] = []
+    try:
+        found = _run(session, "bench_gateway", options)
+    except ToolFailed as fault:
+        notes.append(fault.message)
+    added = sorted(name for name in found if name.startswith("added"))
+    rows = [Row(name, _number(found, name), "ms", at_most(ADDED_MS)) for name in added]
+    if not rows:
+        rows = [Row("added ms (p50)", None, "ms", at_most(ADDED_MS))]
+    throughput = _number(found, "throughput ratio")
+    rows.append(Row(f"throughput at {STREAMS} streams", throughput, "", at_least(THROUGHPUT)))
+    return Table(
+        key="gateway",
+        title="C. The gateway against the engine asked directly",
+        load=f"Interleaved requests to the same engine; {STREAMS} streams of chat or completions.",
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def _run(session: Session, module: str, options: list[str]) -> Mapping[str, Any]:
+    """The document that `python -m loadtests.MODULE --json FILE` writes; its lines are shown.
+
+    It may exit with 1 for a missed bar of its own. Raises ToolFailed where it writes nothing.
+    """
+    session.say(f"{module} {' '.join(options)}")
+    file = session.place(module) / "result.json"
+    command = [sys.executable, "-m", f"loadtests.{module}", *options, "--json", str(file)]
+    status = subprocess.run(command, check=False, timeout=1800).returncode
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ToolFailed(f"{module} ended with {status} and wrote no figures") from error
+    if not isinstance(document, dict):
+        raise ToolFailed(f"{module} wrote no document of figures by name")
+    return document
+
+
+def _number(document: Mapping[str, Any], name: str) -> float | None:
+    value = document.get(name)
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,78 @@
+"""vLLM's own C++ operators for norms and activations, where it would run torch's one by one.
+
+vLLM 0.32 has `rms_norm`, `fused_add_rms_norm`, `silu_and_mul`, … compiled for CPUs
+(csrc/cpu/layernorm.cpp, activation.cpp) but calls them on other devices only
+(vllm/kernels/vllm_c.py; activation.py, `forward_cpu`): on CPUs it counts on the compiler to fuse
+torch's operators. An engine with LoRA is never compiled, so each norm is 8 operators and each
+activation 4, with their Python, for every layer of every step.
+
+The compiled ones compute in fp32 and round once; torch's round before the weight as well.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# They work on whole vectors, of 16 or 32 elements by the dtype.
+_WIDTH = 32
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def install() -> None:
+    """Take them in every layer made from now on. A compiled model never asks for these methods."""
+    from vllm.model_executor.layers import activation, layernorm
+
+    layernorm.RMSNorm.forward_cpu = rms_norm
+    activation.SiluAndMul.forward_cpu = gated("silu_and_mul")
+
+
+@functools.cache
+def _operator(name: str) -> Callable[..., None] | None:
+    """An operator of vLLM's library; None in a build without it. Asked when a model runs: then
+    the library is loaded."""
+    found: Callable[..., None] | None = getattr(torch.ops._C, name, None)
+    return found
+
+
+def rms_norm(layer: Any, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+    """RMSNorm.forward_cpu: the norm of `x` [..., hidden], with `residual` that of their sum.
+
+    One tensor, or with a residual the pair (norm, sum): both are written into the arguments, as on
+    vLLM's other devices.
+    """
+    operator = _operator("rms_norm" if residual is None else "fused_add_rms_norm")
+    weight = layer.weight if layer.has_weight else None
+    if (
+        operator is None
+        or x.shape[-1] % _WIDTH
+        or x.dtype not in _DTYPES
+        or (weight is not None and weight.dtype != x.dtype)
+        or layer.variance_size_override is not None
+    ):
+        return layer.forward_native(x, residual)
+    if residual is None:
+        out = torch.empty(x.shape, dtype=x.dtype)
+        operator(out, x.contiguous(), weight, layer.variance_epsilon)
+        return out
+    if not (x.is_contiguous() and residual.is_contiguous() and residual.dtype == x.dtype):
+        return layer.forward_native(x, residual)
+    operator(x, residual, weight, layer.variance_epsilon)
+    return x, residual
+
+
+def gated(name: str) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """`forward_cpu` of a gated activation [..., 2d] -> [..., d] by the operator `name`."""
+
+    def forward_cpu(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        operator, width = _operator(name), x.shape[-1] // 2
+        if operator is None or width % _WIDTH or x.dtype not in _DTYPES or not x.is_contiguous():
+            return layer.forward_native(x)  # type: ignore[no-any-return]
+        out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+        operator(out, x)
+        return out
+
+    return forward_cpu
