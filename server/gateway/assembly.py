@@ -123,16 +123,16 @@ def assemble(serving: Serving) -> Parts:
         in_flight=lambda: in_flight,
         free_bytes=lambda: free_bytes(pool),
     )
-    doors = serving_doors(
-        settings, base, engine, snapshot, hot_pins, sight.cache, sight.prefetcher.prefetch
-    )
-    lanes = Lanes(engine, pool, wait=settings.merged_wait, doors=doors)
     guard = Guard(snapshot, serving.catalog.quarantine, watcher.refresh, placing.kept_back, metrics)
 
     def tell(copied: Observation) -> None:
         sight.traffic.observe(copied)
         guard.observe(copied)
 
+    doors = serving_doors(
+        settings, base, engine, snapshot, hot_pins, sight.cache, sight.prefetcher.prefetch
+    )
+    lanes = Lanes(engine, pool, wait=settings.merged_wait, doors=doors)
     watching = Watching(
         settings,
         snapshot,
