@@ -49,11 +49,17 @@ async def test_a_burst_waits_in_the_gateway_and_is_answered_as_alone(live: LiveS
         limit = 2 * (await asyncio.to_thread(queues, live))[0]["limit"]
         asked = [(MODELS[k % len(MODELS)], k % 6 == 0) for k in range(limit)]
         answered = await asyncio.gather(*(ask(model, stream) for model, stream in asked))
-    assert [text for text, _ in answered] == [alone[model] for model, _ in asked]
+    for (model, _), (text, _) in zip(asked, answered, strict=True):
+        assert text
+        # Another batch rounds otherwise, which decides between words that are nearly as likely.
+        # With these adapters nothing is near, and another one's weights would be seen.
+        if model in STRONG:
+            assert text == alone[model]
     # Twice as many as there are places.
     assert sum(waited > 0 for _, waited in answered) >= limit // 4
-    (base,) = [
-        queue for queue in await asyncio.to_thread(queues, live) if queue["engine"] == "base"
-    ]
-    assert base["queued"] == base["in_flight"] == base["places"] == base["adapters"] == 0
+    async with asyncio.timeout(5):
+        while (base := (await asyncio.to_thread(queues, live))[0])["in_flight"]:
+            await asyncio.sleep(0.05)
+    assert base["engine"] == "base"
+    assert base["queued"] == base["places"] == base["adapters"] == 0
     assert base["slots"] == 8
