@@ -18,6 +18,8 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
                   packs.py (by torch), written.py (changed slots); layers.py: who calls it
     residency.py  what the worker's adapter caches hold, and pins; endpoints.py: HTTP routes for
                   that; reserving.py: the scheduler keeps the pinned ones' slots
+    loading.py    an adapter's way into the worker: reading.py (disk -> memory), slots.py (memory ->
+                  slot), ahead.py (a thread that reads beside the steps), ordering.py (its orders)
 
 Environment: `ADAPTERCTL_ENGINE_STORE` is the store's root, `ADAPTERCTL_ENGINE_ID` the name under
 which this engine holds its lease.

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from vllm import _custom_ops as vllm_ops
 
-from server.vllm_plugin.written import Stacks, WrittenSlots
 from server.vllm_plugin.spans import Plan, Span
+from server.vllm_plugin.written import Stacks, WrittenSlots
 
 # Rows x columns up to which one slot's product is done in float32. Measured with 8 rows, rank
 # 16, 576x960 and 576x3072, one thread, between other layers' work (cold caches).

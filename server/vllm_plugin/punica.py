@@ -25,8 +25,8 @@ from server.vllm_plugin.native import library as native
 from server.vllm_plugin.native.steps import NativeCaller, NativeStep
 from server.vllm_plugin.native.weights import NativeWeights
 from server.vllm_plugin.packs import ModulePacks, Work
-from server.vllm_plugin.written import Stacks
 from server.vllm_plugin.spans import Plan, plan_rows
+from server.vllm_plugin.written import Stacks
 
 
 class _Layer:
@@ -190,9 +190,7 @@ class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is u
             layer = self._new_layer((), (lora_b_stacked,), (y.shape[-1],))
         self._check_rows(self._tokens.plan, x)
         weights = layer.native(self._caller)
-        if self._caller.fits(weights, x, y):
-            self._caller.apply(self._tokens, weights, x, y, 1.0, inner_given=True)
-        else:
+        if not self._caller.apply(self._tokens, weights, x, y, 1.0, inner_given=True):
             self.add_expand(y, (x,), (lora_b_stacked,), (y.shape[-1],))
 
     def add_shrink(
@@ -289,8 +287,7 @@ class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is u
             self._check_rows(plan, y)
         if self._caller is not None:
             weights = layer.native(self._caller)
-            if self._caller.fits(weights, x, y):
-                self._caller.apply(step, weights, x, y, scale)
+            if self._caller.apply(step, weights, x, y, scale):
                 return
         slots = self._slots if plan.slots <= self._slots else plan.slots
         for work in layer.packs().work(plan, slots, x.dtype, y.dtype):

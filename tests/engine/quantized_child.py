@@ -1,7 +1,7 @@
 """vLLM in one process on several bases, one after another, with adapters: log-probs of texts.
 
-One JSON document on stdin, {base: {"model", "adapters": {name: path}}, …} under "bases" beside
-"texts" and "rank"; one JSON line on stdout: {base: {name: [[log-prob of each next token]]}}, or
+One JSON document on stdin: "bases" {name: {"model", "adapters": {name: path}}}, "texts" (token ids),
+"rank", "tokenizer". One JSON line on stdout: {base: {adapter: [[log-prob of each next token]]}}, or
 {base: message} where vLLM raised.
 """
 
@@ -17,10 +17,11 @@ from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.lora.request import LoRARequest
 
 
-def measured(base: dict[str, Any], texts: list[list[int]], rank: int) -> dict[str, Any]:
-    adapters = base["adapters"]
+def measured(order: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    adapters, texts = base["adapters"], order["texts"]
     model = LLM(
         base["model"],
+        tokenizer=order["tokenizer"],
         dtype="bfloat16",
         max_model_len=128,
         max_num_seqs=16,
@@ -28,7 +29,7 @@ def measured(base: dict[str, Any], texts: list[list[int]], rank: int) -> dict[st
         enable_lora=True,
         enable_prefix_caching=False,
         max_loras=len(adapters),
-        max_lora_rank=rank,
+        max_lora_rank=order["rank"],
         kv_cache_memory_bytes=64 * 2**20,
     )
     asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -57,12 +58,12 @@ def main() -> None:
     answer: dict[str, Any] = {}
     for name, base in order["bases"].items():
         try:
-            answer[name] = measured(base, order["texts"], order["rank"])
+            answer[name] = measured(order, base)
         except Exception as error:  # noqa: BLE001 (the test says what vLLM said)
             answer[name] = f"{type(error).__name__}: {error}"
         gc.collect()
         cleanup_dist_env_and_memory()
-    print(json.dumps(answer))
+    sys.stdout.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":

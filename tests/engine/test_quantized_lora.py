@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from quantize.formats.reading import read_weights
 from tests.adapters.bases.quantized_dirs import (
@@ -25,12 +25,14 @@ from tests.adapters.bases.quantized_dirs import (
     write_w4a16,
     write_w8a8,
 )
-from tests.quantize.artifacts.make import SENTENCES
+from tests.quantize.artifacts.make import VOCABULARY
 
 RANKS = (8, 320, 512)
-# Nats: how far the log-probability of a token may be off on average. Where activations are rounded
-# to 8 bits each token's are, in every layer.
-CLOSE = {"awq": 0.02, "gptq": 0.02, "w4a16": 0.02, "w8a8": 0.06}
+# How far from the reference the log-probability of a token may be on average, as a part of what
+# the adapter changes. Where activations are rounded to 8 bits, each layer's are.
+CLOSE = {"awq": 0.05, "gptq": 0.05, "w4a16": 0.05, "w8a8": 0.15}
+# Nats: an adapter changes that much on average, and one that did nothing would be as far off.
+VISIBLE = 0.5
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,19 +42,14 @@ def write_lora(target: Path, model: torch.nn.Module, rank: int) -> None:
     tensors = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Embedding):
-            out, size, a, b = module.embedding_dim, 1, "lora_embedding_A", "lora_embedding_B"
-            columns = module.num_embeddings
+            out, columns = module.embedding_dim, module.num_embeddings
+            a, b = "lora_embedding_A", "lora_embedding_B"
         elif isinstance(module, torch.nn.Linear):
-            out, size, a, b = (
-                module.out_features,
-                module.in_features,
-                "lora_A.weight",
-                "lora_B.weight",
-            )
-            columns = module.in_features
+            out, columns = module.out_features, module.in_features
+            a, b = "lora_A.weight", "lora_B.weight"
         else:
             continue
-        scale = 0.2 * float(module.weight.detach().std()) / rank**0.5
+        scale = 0.6 * float(module.weight.detach().std()) / rank**0.5
         tensors[f"base_model.model.{name}.{a}"] = torch.randn(rank, columns, generator=generator)
         tensors[f"base_model.model.{name}.{b}"] = scale * torch.randn(
             out, rank, generator=generator
@@ -111,8 +108,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def texts() -> list[list[int]]:
-    tokenizer = AutoTokenizer.from_pretrained(TRAINED)
-    return [tokenizer(sentence).input_ids for sentence in SENTENCES[:3]]
+    """Tokens in no order: what the model knows by heart hardly anything changes."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(2, VOCABULARY, (3, 24), generator=generator)
+    return [[int(token) for token in text] for text in drawn]
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +124,7 @@ def measured(
         "bases": {name: {"model": str(path), "adapters": paths} for name, path in bases.items()},
         "texts": texts,
         "rank": max(RANKS),
+        "tokenizer": str(TRAINED),
     }
     environment = {
         **os.environ,
@@ -165,13 +165,10 @@ def test_every_rank_is_what_it_is_on_the_dequantized_base(
     found = measured[base]
     assert isinstance(found, dict), found
     plain = reference(bases[base], None, texts)
-    errors = {"": error(found[""], plain)}
-    changes = {}
+    alone = error(found[""], plain)
     for name, adapter in adapters.items():
         expected = reference(bases[base], adapter, texts)
-        errors[name] = error(found[name], expected)
-        changes[name] = error(plain, expected)
-    print(base, errors, changes)  # noqa: T201
-    # An adapter that did nothing, or another one's, would be this far off.
-    assert min(changes.values()) > 10 * CLOSE[base], changes
-    assert max(errors.values()) < CLOSE[base], errors
+        changed = error(plain, expected)
+        assert changed > VISIBLE, name
+        assert error(found[name], expected) < CLOSE[base] * changed, name
+        assert alone < CLOSE[base] * changed

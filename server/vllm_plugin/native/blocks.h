@@ -84,6 +84,16 @@ static void multiply_any(const char *rows, int64_t row_bytes, const char *weight
     }
 }
 
+/* 16 rows and `count` columns of y += scale * sums. */
+INLINE void add_block(const Work *w, int64_t row, int64_t column, const float *sums,
+                      int64_t count) {
+    char *y = row_y(w, row, column);
+    for (int i = 0; i < BLOCK; i++, y += 2 * w->y_stride, sums += GROUP * LANES) {
+        if (count == GROUP * LANES) update_typed(y, sums, GROUP * LANES, w->scale, BFLOAT);
+        else update_typed(y, sums, count, w->scale, BFLOAT);
+    }
+}
+
 /* Rows `first` to first + 16 * blocks of one slot; `inner` has room for their inner products. */
 static void multiply_blocks(const Work *w, const Slot *slot, int64_t first, int64_t blocks,
                             uint16_t *inner) {
@@ -123,9 +133,7 @@ static void multiply_blocks(const Work *w, const Slot *slot, int64_t first, int6
                     multiply_any((const char *)(inner + row * width + column), width * 2,
                                  b + at * pairs * 64, pairs * 64, pairs / step, step, sums,
                                  (int)least(GROUP, vectors - at));
-                    for (int i = 0; i < BLOCK; i++)
-                        update(row_y(w, first + row + i, start), sums + i * GROUP * LANES, count,
-                               w->scale, BFLOAT);
+                    add_block(w, first + row, start, sums, count);
                 }
         }
         b += vectors * pairs * 64;

@@ -48,7 +48,9 @@ class Library:
         """Raises OSError for a file that is no library of this machine."""
         # RTLD_NOW: what is missing is to be known here. The OpenMP functions are weak, and are
         # those that torch has loaded for everybody.
-        loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        # PyDLL keeps the interpreter's lock: calls are too short to hand it to another thread,
+        # which would give it back after milliseconds.
+        loaded = ctypes.PyDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self.apply = loaded.lora_apply
         self.apply.argtypes, self.apply.restype = [pointer], None
@@ -64,9 +66,9 @@ class Library:
         self.amx = bool(can & _CAN_AMX)
         self.threads = bool(can & _CAN_THREADS)
 
-    def knows(self, *dtypes: torch.dtype) -> bool:
-        """Whether it can compute with numbers of all these types."""
-        return all(d in TYPES and (self.half or d is not torch.float16) for d in dtypes)
+    def types(self) -> dict[torch.dtype, int]:
+        """The numbers it can compute with, and what they are called in C."""
+        return {d: code for d, code in TYPES.items() if self.half or d is not torch.float16}
 
 
 @cache

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 import torch
 
-from server.vllm_plugin.native.library import TYPES, Library, Work
+from server.vllm_plugin.native.library import Library, Work
 from server.vllm_plugin.native.weights import NativeWeights
 from server.vllm_plugin.spans import Plan
 
@@ -70,14 +70,6 @@ class NativeCaller:
         self._columns = 0
         self._private = 0
 
-    def fits(self, weights: NativeWeights, x: torch.Tensor, y: torch.Tensor) -> bool:
-        """Whether lora.c can compute with these [rows, columns]."""
-        return (
-            self.library.knows(x.dtype, y.dtype, weights.dtype)
-            and x.stride(1) == 1
-            and y.stride(1) == 1
-        )
-
     def room_for(self, weights: NativeWeights) -> None:
         """Take note of a layer, before it is first used in `apply`."""
         columns = -(-weights.max_columns // 16) * 16
@@ -94,12 +86,17 @@ class NativeCaller:
         scale: float,
         *,
         inner_given: bool = False,
-    ) -> None:
+    ) -> bool:
         """y[row] += scale * B[slot] (A[slot] x[row]) for every row of the step with an adapter.
 
-        With `inner_given`, x [rows, max rank] stands for A[slot] x.
+        x [rows, in] and y [rows, columns]. With `inner_given`, x [rows, max rank] stands for
+        A[slot] x. False, and nothing done: these numbers or strides are not for lora.c.
         """
-        blocks = weights.amx and x.dtype is torch.bfloat16 and y.dtype is torch.bfloat16
+        kinds = weights.kinds.get((x.dtype, y.dtype))
+        (x_stride, x_step), (y_stride, y_step) = x.stride(), y.stride()
+        if kinds is None or x_step != 1 or y_step != 1:
+            return False
+        x_type, y_type, blocks = kinds
         part = step.part(blocks=blocks)
         weights.refresh(step.plan.slots)
         work = part.work
@@ -107,11 +104,11 @@ class NativeCaller:
             self._provide(part)
         work.module, work.slots = weights.module, weights.slots
         work.x, work.y = x.data_ptr(), y.data_ptr()
-        work.x_stride, work.y_stride = x.stride(0), y.stride(0)
-        work.y_columns = y.shape[1]
-        work.x_type, work.y_type = TYPES[x.dtype], TYPES[y.dtype]
+        work.x_stride, work.y_stride, work.y_columns = x_stride, y_stride, y.shape[1]
+        work.x_type, work.y_type = x_type, y_type
         work.scale, work.inner_given = scale, inner_given
         self.library.apply(part.address)
+        return True
 
     def _provide(self, part: _Part) -> None:
         work = part.work

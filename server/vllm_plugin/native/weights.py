@@ -31,16 +31,20 @@ class NativeWeights:
         self._a = [_three(stack) for stack in a_stacks]
         self._b = [_three(stack) for stack in b_stacks]
         self.written = WrittenSlots(a_stacks, b_stacks)
-        self.dtype = b_stacks[0].dtype
+        self._dtype = b_stacks[0].dtype
         self.max_columns = len(b_stacks) * (self._b[0].shape[-1] + 1)
         self.inputs = self._a[0].shape[-1] if self._a else self._b[0].shape[-1]
-        kept = torch.bfloat16 if self.dtype is torch.bfloat16 else torch.float32
-        self.amx = (
-            library.amx
-            and bool(self._a)
-            and kept is torch.bfloat16
-            and self.inputs % _AMX_INPUTS == 0
-        )
+        kept = torch.bfloat16 if self._dtype is torch.bfloat16 else torch.float32
+        bfloat = kept is torch.bfloat16
+        amx = library.amx and bool(self._a) and bfloat and self.inputs % _AMX_INPUTS == 0
+        types = library.types()
+        # By the types of x and y: theirs in C, and whether AMX takes them.
+        self.kinds = {
+            (x, y): (types[x], types[y], amx and x is torch.bfloat16 and y is torch.bfloat16)
+            for x in types
+            for y in types
+            if self._dtype in types
+        }
         slices = len(b_stacks)
         header = [self.inputs, slices, TYPES[kept]]
         for stack, offset in zip(self._b, offsets, strict=True):
@@ -85,7 +89,7 @@ class NativeWeights:
             numbers(*(s.stride(1) for s in self._a)) if self._a else None,
             pointers(*(s[slot].data_ptr() for s in self._b)),
             numbers(*(s.stride(1) for s in self._b)),
-            TYPES[self.dtype],
+            TYPES[self._dtype],
         )
 
     def _rank(self, slot: int, index: int) -> int:

@@ -302,6 +302,26 @@ def test_weights_changed_in_place_are_seen(rows: int) -> None:
     assert _close(y, wanted, size)
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_slot_that_was_announced_is_seen_and_the_others_are_kept(rows: int) -> None:
+    torch.manual_seed(6)
+    a, b = _stacks(32, (24, 8), [[8] * SLOTS] * 2, torch.float32)
+    indices = [slot for slot in (0, 1, 3) for _ in range(rows)]
+    wrapper = _wrapper(indices)
+    assert isinstance(wrapper, AdapterPunicaWrapper)
+    x = torch.randn(len(indices), 32)
+    for rank in (16, 3, 0):
+        wrapper.add_lora_linear(torch.zeros(len(indices), 32), x, a, b, 1.0, (24, 8))
+        with wrapper.writing(1, rank):
+            fresh_a, fresh_b = _stacks(32, (24, 8), [[rank] * SLOTS] * 2, torch.float32)
+            for stack, fresh in zip((*a, *b), (*fresh_a, *fresh_b), strict=True):
+                stack[1] = fresh[1]
+        y = torch.zeros(len(indices), 32)
+        wrapper.add_lora_linear(y, x, a, b, 1.0, (24, 8))
+        wanted, size = _reference(torch.zeros(len(indices), 32), x, a, b, indices)
+        assert _close(y, wanted, size)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=6), max_size=8))
 def test_a_sequence_of_steps_never_answers_with_a_stale_plan(steps: list[list[int]]) -> None:
