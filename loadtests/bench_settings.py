@@ -227,8 +227,9 @@ class Bench:
 
 
 def _print(running: list[Running]) -> None:
-    names = list(max((one.figures for one in running), key=len))
-    first = next(one for one in running if len(one.figures) == len(names))
+    # Those measured as a pair have more figures than the others.
+    first = max(running, key=lambda one: len(one.figures))
+    names = list(first.figures)
     print(f"\nmedians of {len(first.figures[names[0]])}; in brackets against the first")
     print(f"{'':26}" + "".join(f"{name:>18}" for name in names))
     for one in running:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ ADAPTERCTL = (sys.executable, "-m", "server.cli.main")
 class LiveServer:
     """`adapterctl serve` as a child process; can be killed and started again."""
 
-    def __init__(self, store: Path, *arguments: str):
+    def __init__(self, store: Path, *arguments: str, program: Sequence[str] = ADAPTERCTL):
         self.store = store
+        self._program = program
         self._arguments = arguments
         self._log = store.parent / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +45,7 @@ class LiveServer:
         """Start and wait until the port is bound; the engine still comes up."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*ADAPTERCTL, "--store", str(self.store), "serve", *self._arguments],
+                [*self._program, "--store", str(self.store), "serve", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adapters.errors import ToolFailed, UsageError
+from adapters.errors import ServerUnreachable, ToolFailed, UsageError
 from loadtests.load.order import Order
 from loadtests.load.peer import Listed, Peer, chosen, headers_of
 from loadtests.load.records import Generator, Record, write_csv
@@ -102,7 +103,11 @@ def order_for(
         listed = peer.listed()
         listed = listed._replace(base=base or listed.base)
     else:
-        listed = Listed(tuple(dict.fromkeys(models)), base)
+        if base is None:
+            # Only to know the base; adapters that are named need not be listed.
+            with suppress(ServerUnreachable):
+                base = peer.listed().base
+        listed = Listed(tuple(dict.fromkeys(models)), base if base not in models else None)
     adapters = chosen(scenario, listed)
     return Order(
         scenario=scenario,

@@ -119,6 +119,30 @@ class ServeSettings(Frozen):
     max_body_bytes: int = Field(
         32 * 1024 * 1024, ge=1024, description="Largest request body in bytes."
     )
+    max_in_flight: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Answers that an engine works on at once; default: 12 for each thread of a CPU "
+        "engine, at most 128; else 128. The rest waits in the gateway, in a fair order.",
+    )
+    prefill_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Prompt tokens of one tenant that an engine reads at a time, or one prompt; "
+        "default: 256 for each thread of a CPU engine, else 8192.",
+    )
+    slot_patience: Seconds = Field(
+        2,
+        description="Seconds that requests to adapters in slots may pass one that waits for one.",
+    )
+    queue_limit: int = Field(
+        1024, ge=0, le=100_000, description="Requests that wait for an engine at most; then 429."
+    )
+    queue_limit_per_tenant: int = Field(256, ge=0, le=100_000, description="Of one tenant at most.")
+    queue_timeout: Seconds = Field(
+        60, description="Seconds that a request waits for its turn at an engine; then 429."
+    )
     max_compositions: int = Field(
         64,
         ge=0,

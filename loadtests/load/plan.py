@@ -76,7 +76,8 @@ class TenantPlan:
         if isinstance(choice, Cold):
             measured = index - self.warmup_requests
             if measured < 0:
-                # No adapter may be warm when its turn comes.
+                # No adapter may be warm when its turn comes. Without a base the last one is; its
+                # measured requests then count as later ones.
                 return self._base or self._models[-1]
             return self._models[measured // (1 + choice.again) % len(self._models)]
         if isinstance(choice, InTurn):

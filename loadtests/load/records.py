@@ -11,6 +11,8 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from adapters.frozen import Frozen
 
 OK = "ok"
@@ -107,9 +109,6 @@ COLUMNS = (
 
 def write_csv(path: Path, records: Iterable[Record]) -> None:
     """`requests.csv`: one row a request, in the order in which they were due, warm-up included."""
-    # Not at the top: the generator, which imports this file too, needs no numpy.
-    import numpy as np
-
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)

@@ -20,6 +20,7 @@ from loadtests.load.sse import DONE, Event, EventLines, error_message, understan
 # What a server says of an error; more is no message.
 _LARGEST_MESSAGE = 64_000
 _CONNECT_WITHIN = 10.0
+_END_WITHIN = 1.0
 
 
 class _TooLate(Exception):
@@ -101,7 +102,7 @@ class Asker:
                 answer.outcome = "timeout"
             answer.error = f"{type(error).__name__}: {error}"
         finally:
-            answer.end = self._clock()
+            answer.end = answer.end or self._clock()
             if response is not None:
                 # Of an answer that was not read to its end this closes the connection, which
                 # tells the server to stop.
@@ -137,12 +138,15 @@ class Asker:
                 and not _take(understand(data), self._clock(), answer)
             ):
                 return
-        self._judge(data == DONE, response, answer)
+        self._judge(data == DONE, answer)
+        if data == DONE:
+            # The end of the body follows at once; reading it keeps the connection. A server that
+            # leaves it out has answered all the same.
+            with suppress(OSError, HTTPException), Timeout(_END_WITHIN, False):
+                response.read()
 
-    def _judge(self, done: bool, response: HTTPSocketPoolResponse, answer: Answer) -> None:
-        if done:
-            # What follows is the end of the body; reading it keeps the connection.
-            response.read()
+    def _judge(self, done: bool, answer: Answer) -> None:
+        answer.end = self._clock()
         if not (done or answer.finished):
             answer.error = "the stream ended without its end"
         elif answer.completion_tokens == 0:
@@ -151,7 +155,7 @@ class Asker:
         else:
             answer.outcome = OK
             # A chunk may have been empty where a token is not to be shown.
-            answer.chunks = answer.chunks or [self._clock()]
+            answer.chunks = answer.chunks or [answer.end]
 
 
 def _take(event: Event, now: float, answer: Answer) -> bool:

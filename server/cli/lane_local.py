@@ -126,6 +126,7 @@ class LocalLanes:
                 # Which is one engine's.
                 "residency": None,
                 "advice": tuple(advice for top in tops for advice in top.advice),
+                "queues": tuple(queue for top in tops for queue in top.queues),
             }
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from server.cli.output import clean, local_time, one_line, size, table_lines
+from server.cli.output import clean, local_time, one_line, short_digest, size, table_lines
+from server.gateway.admission.shown import EngineQueue
 from server.gateway.lane_models import Advice, TopDocument, TopEngine, TopRow
 
 _ROWS = (
@@ -38,9 +39,31 @@ def top_lines(top: TopDocument, *, trouble: str = "") -> list[str]:
         lines.append("No request yet.")
     if top.engines:
         lines += ["", *table_lines(_ENGINES, [_engine(engine) for engine in top.engines])]
+    lines += [line for queue in top.queues for line in queue_lines(queue)]
     if top.advice:
         lines += ["", *advice_lines(top.advice)]
     return lines
+
+
+def queue_lines(queue: EngineQueue) -> Iterator[str]:
+    """Nothing of an engine for which nobody waits or was refused."""
+    if not queue.queued and not queue.refused:
+        return
+    name = "the base's engine" if queue.engine == "base" else short_digest(queue.engine)
+    reasons = ", ".join(f"{n} for a {why}" for why, n in queue.waiting_for.items() if n)
+    refused = ", ".join(f"{n} {why}" for why, n in sorted(queue.refused.items()))
+    yield ""
+    yield (
+        f"waiting for {name}: {queue.queued}{f' ({reasons})' if reasons else ''}, the longest "
+        f"{queue.longest:.1f} s; at it {queue.places} of {queue.limit}"
+        f"{f'; refused so far: {refused}' if refused else ''}"
+    )
+    busy = [one for one in queue.tenants if one.queued]
+    if busy:
+        rows = [
+            (clean(one.tenant), f"{one.weight:g}", str(one.queued), str(one.places)) for one in busy
+        ]
+        yield from table_lines(("tenant", "weight", "waiting", "active"), rows)
 
 
 def advice_lines(found: Iterable[Advice]) -> Iterator[str]:

@@ -66,6 +66,8 @@ def preferred_openmp(environment: Mapping[str, str]) -> dict[str, str]:
     library = _intel_openmp()
     if library is None or any(name in already for name in (*_INTEL, _GNU)):
         return {}
+    if set(" :") & set(str(library)):
+        return {}  # The loader takes these for the end of a name.
     return {"LD_PRELOAD": ":".join(filter(None, [already, str(library)]))}
 
 

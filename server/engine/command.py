@@ -32,6 +32,11 @@ class EngineCommand:
     socket: Path
     log: Path
 
+    @property
+    def computes(self) -> str:
+        """One line for people: with what it computes, and why so. Empty where no CPU does."""
+        return computing(self.environment) if on_cpu() else ""
+
 
 def engine_command(
     settings: ServeSettings,
@@ -190,3 +195,21 @@ def worker_threads() -> int:
     reserved = os.environ.get("VLLM_CPU_NUM_OF_RESERVED_CPU", "")
     kept = int(reserved) if reserved.isdigit() else int(count > SMALL_MACHINE)
     return max(1, count - kept)
+
+
+def computing(environment: Mapping[str, str]) -> str:
+    """What an engine with this environment computes with on a CPU, and by whose choice."""
+    binding = environment.get("VLLM_CPU_OMP_THREADS_BIND", "auto")
+    if binding != "auto":
+        threads = f"threads as VLLM_CPU_OMP_THREADS_BIND={binding} says"
+    else:
+        count, kept = worker_threads(), cores() - worker_threads()
+        if "VLLM_CPU_NUM_OF_RESERVED_CPU" in os.environ:
+            why = f"VLLM_CPU_NUM_OF_RESERVED_CPU keeps {kept} free"
+        else:
+            why = f"{kept} kept free for the server" if kept else "none of so few kept free"
+        threads = f"{count} of {cores()} cores ({why})"
+    preloaded = environment.get("LD_PRELOAD", "")
+    intel = "libiomp" in preloaded or "libomp" in preloaded
+    waiting = "Intel OpenMP, which shares cores with other engines" if intel else "GNU OpenMP"
+    return f"{threads}; {waiting}"

@@ -40,6 +40,8 @@ class EngineStatus(Frozen):
     cpu_adapters: int | None
     max_rank: int | None
     detail: str
+    # Threads, cores and libraries it was started with, and why; empty where that is not known.
+    computes: str = ""
 
     @property
     def again(self) -> bool:

@@ -124,6 +124,7 @@ class SupervisedEngine:
             cpu_adapters=self._capacity.cpu_adapters if self._capacity else None,
             max_rank=self._capacity.max_rank if self._capacity else None,
             detail=self._detail,
+            computes=self._command.computes if self._command is not None else "",
         )
 
     async def _bring_up(self) -> None:

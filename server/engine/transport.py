@@ -43,6 +43,8 @@ class EngineTransport:
             connector = aiohttp.TCPConnector(limit=0)
         self._session = aiohttp.ClientSession(
             connector=connector,
+            # An engine's cookies would go from one client's request to the next.
+            cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
             # The engine's bytes are passed on as they are.
             auto_decompress=False,

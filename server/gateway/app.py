@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import adapters
@@ -17,6 +18,7 @@ from server.gateway.relay import relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
 from server.gateway.state import GatewayState
 
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -63,7 +65,7 @@ def _add_engine_route(app: FastAPI, state: GatewayState, route: EngineRoute) -> 
     async def endpoint(request: Request) -> Response:
         return await relay(request, state, route)
 
-    app.add_api_route(
+    app.router.add_api_route(
         route.path,
         endpoint,
         methods=["POST"],
@@ -72,7 +74,16 @@ def _add_engine_route(app: FastAPI, state: GatewayState, route: EngineRoute) -> 
         tags=["openai"],
         response_class=Response,
         openapi_extra=_BODY,
+        route_class_override=_EngineRoute,
     )
+
+
+class _EngineRoute(APIRoute):
+    """An endpoint that takes the request itself: FastAPI has nothing to find out for it, and
+    would spend 50 µs on each request on that."""
+
+    def get_route_handler(self) -> Handler:
+        return self.endpoint  # type: ignore[no-any-return]
 
 
 # The engine defines the bodies; what the gateway itself needs of them is `model`.

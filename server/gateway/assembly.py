@@ -29,6 +29,8 @@ from server.engine.stored import merged_pool
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress
 from server.gateway.admin_lanes import LaneOperations
+from server.gateway.admission.metrics import AdmissionCollector
+from server.gateway.admission.serving import serving_doors
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.copying import Copying
@@ -44,7 +46,7 @@ from server.gateway.residents import ResidencyCollector
 from server.gateway.running import RunningLanes, free_bytes, merged_states
 from server.gateway.settle import Answering
 from server.gateway.state import GatewayState
-from server.gateway.top import Sight
+from server.gateway.top import Sight, hot_pins
 from server.gateway.watching import Watching
 from server.settings import ServeSettings
 
@@ -107,7 +109,6 @@ def assemble(serving: Serving) -> Parts:
     quantized = serving.descriptor.quantization is not None
     placing = Placing(base, engine, layout, quantized=quantized)
     reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
-    lanes = Lanes(engine, pool, wait=settings.merged_wait)
     documents = ServingDocuments(layout)
     metrics = GatewayMetrics(
         CollectorRegistry(), adapters=settings.metric_adapters, tenants=settings.metric_tenants
@@ -128,6 +129,10 @@ def assemble(serving: Serving) -> Parts:
         sight.traffic.observe(copied)
         guard.observe(copied)
 
+    doors = serving_doors(
+        settings, base, engine, snapshot, hot_pins, sight.cache, sight.prefetcher.prefetch
+    )
+    lanes = Lanes(engine, pool, wait=settings.merged_wait, doors=doors)
     watching = Watching(
         settings,
         snapshot,
@@ -140,6 +145,7 @@ def assemble(serving: Serving) -> Parts:
         StateCollector(engine, base.name, snapshot),
         PoolCollector(pool, models=settings.metric_adapters),
         ResidencyCollector(sight.cache, base.name, snapshot, metrics.label),
+        AdmissionCollector(doors, metrics.tenant_label, metrics.registry),
     )
     for collector in collectors:
         metrics.registry.register(collector)

@@ -56,8 +56,7 @@ def not_finite(fault: Fault, target: Target, lane: str) -> OutputNotFinite:
         )
     return BaseNotFinite(
         "the base itself gives NaN or infinity in place of an answer to this, without any "
-        "adapter: `adapterctl base show` says which files it is made of, `adapterctl doctor` "
-        "whether they are intact",
+        "adapter: are its files intact? `adapterctl base show` names their directory",
         param="model",
     )
 

@@ -15,6 +15,7 @@ from adapters.frozen import Frozen, Lane
 from adapters.jobs.models import JobRecord
 from adapters.jobs.orders import MergeOrder
 from adapters.lanes.models import Deployment, Limits, Route, Sticky
+from server.gateway.admission.shown import EngineQueue
 from server.gateway.route_status import RouteStatus
 
 # What a merged engine is doing. `idle`: stopped, the next request starts it; `failed`: its start
@@ -270,3 +271,5 @@ class TopDocument(Frozen):
     # None: the base's engine does not say, or is not ready.
     residency: ResidencyDocument | None = None
     advice: tuple[Advice, ...] = ()
+    # Who waits for which engine; none that never had a request.
+    queues: tuple[EngineQueue, ...] = ()

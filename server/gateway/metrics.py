@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,6 +39,8 @@ class GatewayMetrics:
         self.registry = registry
         self._adapters = _Labels(adapters)
         self._tenants = _Labels(tenants)
+        self._of_adapter: dict[str, AdapterSeries] = {}
+        self._of_tenant: dict[str, TenantSeries] = {}
         self.requests = Counter(
             "adapterctl_requests",
             "Requests by adapter (or base), lane, route and outcome: `ok` or an error's code.",
@@ -105,9 +108,76 @@ class GatewayMetrics:
         """The adapter's own label while there are not too many, `other` after that."""
         return self._adapters.of(adapter)
 
-    def tenant_label(self, tenant: str) -> str:
-        """The tenant's own label while there are not too many, `other` after that."""
-        return self._tenants.of(tenant)
+    def of_adapter(self, adapter: str) -> AdapterSeries:
+        """The metrics that its requests are counted in."""
+        label = self.label(adapter)
+        found = self._of_adapter.get(label)
+        if found is None:
+            found = self._of_adapter[label] = AdapterSeries(self, label)
+        return found
+
+    def of_tenant(self, tenant: str) -> TenantSeries:
+        """Its own metrics while there are not too many tenants, those of `other` after that."""
+        label = self._tenants.of(tenant)
+        found = self._of_tenant.get(label)
+        if found is None:
+            found = self._of_tenant[label] = TenantSeries(self, label)
+        return found
+
+
+class AdapterSeries:
+    """The metrics of one adapter's label: looked up once, not at every event of a stream.
+
+    Each is made when it is first used, so that what never streams has no histograms of streams.
+    """
+
+    def __init__(self, metrics: GatewayMetrics, label: str):
+        self._metrics = metrics
+        self.label = label
+
+    @cached_property
+    def in_flight(self) -> Gauge:
+        return self._metrics.in_flight.labels(self.label)
+
+    @cached_property
+    def prompt_tokens(self) -> Counter:
+        return self._metrics.prompt_tokens.labels(self.label)
+
+    @cached_property
+    def completion_tokens(self) -> Counter:
+        return self._metrics.completion_tokens.labels(self.label)
+
+    @cached_property
+    def first_token(self) -> Histogram:
+        return self._metrics.first_token.labels(self.label)
+
+    @cached_property
+    def between_tokens(self) -> Histogram:
+        return self._metrics.between_tokens.labels(self.label)
+
+    @cached_property
+    def duration(self) -> Histogram:
+        return self._metrics.duration.labels(self.label)
+
+
+class TenantSeries:
+    """The same of one tenant's label."""
+
+    def __init__(self, metrics: GatewayMetrics, label: str):
+        self._metrics = metrics
+        self.label = label
+
+    @cached_property
+    def prompt_tokens(self) -> Counter:
+        return self._metrics.tenant_tokens.labels(self.label, "prompt")
+
+    @cached_property
+    def completion_tokens(self) -> Counter:
+        return self._metrics.tenant_tokens.labels(self.label, "completion")
+
+    @cached_property
+    def first_token(self) -> Histogram:
+        return self._metrics.tenant_first_token.labels(self.label)
 
 
 class _Labels:

@@ -10,6 +10,7 @@ from adapters.store.layout import digest_hex
 from server.engine.merged import MergedState, MergedStatus
 from server.engine.pool import EnginePool
 from server.gateway import lane_models
+from server.gateway.admission.shown import queue_shown
 from server.gateway.lane_models import (
     Advice,
     MergedStateName,
@@ -51,7 +52,9 @@ class RunningLanes:
         self._sight = sight
 
     def top(self, window: float = 60.0, rows: int = 50) -> TopDocument:
-        return self._sight.top(window, rows)
+        states = self._state.lanes.doors.states()
+        queues = tuple(queue_shown(engine, state) for engine, state in states.items())
+        return self._sight.top(window, rows).model_copy(update={"queues": queues})
 
     def advice(self) -> list[Advice]:
         return self._sight.advice()

@@ -28,6 +28,7 @@ from server.gateway.admin import admin_router
 from server.gateway.app import create_app
 from server.gateway.assembly import Serving, assemble
 from server.gateway.banner import admin_key_notice, ready_banner
+from server.gateway.connection import Connection
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
 from server.settings import ServeSettings
 
@@ -104,10 +105,13 @@ class _Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Connection,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                # Nothing here looks at who is behind a proxy, or at web sockets.
+                proxy_headers=False,
+                ws="none",
                 timeout_graceful_shutdown=int(settings.stop_timeout),
             )
         )

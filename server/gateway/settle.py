@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from adapters.tenants import DEFAULT_TENANT
-from server.gateway.metrics import NONE, GatewayMetrics
+from server.gateway.metrics import NONE, AdapterSeries, GatewayMetrics, TenantSeries
 from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observer
 from server.gateway.sse import Usage
 from server.gateway.target import Target
@@ -35,9 +35,9 @@ class Exchange:
         self._path = path
         self._observers = observers
         self._arrived = self._last = time.monotonic()
-        self._label = NONE
+        self._series = AdapterSeries(metrics, NONE)
         self._tenant = DEFAULT_TENANT
-        self._tenant_label = NONE
+        self._tenant_series = TenantSeries(metrics, NONE)
         self._lane = NONE
         self._open = True
         self._target: Target | None = None
@@ -52,9 +52,9 @@ class Exchange:
     def begin(self, target: Target) -> None:
         """The reference is resolved: from here on it counts for its adapter."""
         self._target = target
-        self._label = self._metrics.label(target.adapter)
+        self._series = self._metrics.of_adapter(target.adapter)
         self._lane = target.ways.lane
-        self._metrics.in_flight.labels(self._label).inc()
+        self._series.in_flight.inc()
         self._in_flight[target.adapter, target.number] += 1
         if target.watched:
             self._answer = bytearray()
@@ -62,7 +62,7 @@ class Exchange:
     def called_by(self, tenant: str) -> None:
         """Whose request it is."""
         self._tenant = tenant
-        self._tenant_label = self._metrics.tenant_label(tenant)
+        self._tenant_series = self._metrics.of_tenant(tenant)
 
     def sent(self, lane: str, waited: float) -> None:
         """It goes to the engine of `lane`, after `waited` seconds for that engine; the last time
@@ -77,13 +77,13 @@ class Exchange:
         if self._sent is not None:
             self._first = self._last - self._sent
         waited = self._last - self._arrived
-        self._metrics.first_token.labels(self._label).observe(waited)
-        self._metrics.tenant_first_token.labels(self._tenant_label).observe(waited)
+        self._series.first_token.observe(waited)
+        self._tenant_series.first_token.observe(waited)
 
     def next_token(self) -> None:
         """A further event of a stream is there."""
         now = time.monotonic()
-        self._metrics.between_tokens.labels(self._label).observe(now - self._last)
+        self._series.between_tokens.observe(now - self._last)
         self._last = now
 
     def keep(self, data: bytes) -> None:
@@ -95,11 +95,9 @@ class Exchange:
         """The engine's own count of tokens."""
         if usage is not None:
             self._usage = usage
-            self._metrics.prompt_tokens.labels(self._label).inc(usage.prompt_tokens)
-            self._metrics.completion_tokens.labels(self._label).inc(usage.completion_tokens)
-            tenant_tokens = self._metrics.tenant_tokens
-            tenant_tokens.labels(self._tenant_label, "prompt").inc(usage.prompt_tokens)
-            tenant_tokens.labels(self._tenant_label, "completion").inc(usage.completion_tokens)
+            for series in (self._series, self._tenant_series):
+                series.prompt_tokens.inc(usage.prompt_tokens)
+                series.completion_tokens.inc(usage.completion_tokens)
 
     def end(self, outcome: str) -> None:
         """Settle; further calls change nothing."""
@@ -107,13 +105,13 @@ class Exchange:
             return
         self._open = False
         now = time.monotonic()
-        self._metrics.requests.labels(self._label, self._lane, self._path, outcome).inc()
-        self._metrics.tenant_requests.labels(self._tenant_label, outcome).inc()
+        self._metrics.requests.labels(self._series.label, self._lane, self._path, outcome).inc()
+        self._metrics.tenant_requests.labels(self._tenant_series.label, outcome).inc()
         if self._target is None:
             return
-        self._metrics.in_flight.labels(self._label).dec()
+        self._series.in_flight.dec()
         self._leave((self._target.adapter, self._target.number))
-        self._metrics.duration.labels(self._label).observe(now - self._arrived)
+        self._series.duration.observe(now - self._arrived)
         if self._observers:
             self._tell(self._observation(self._target, outcome, now))
 

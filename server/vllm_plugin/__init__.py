@@ -14,9 +14,12 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
     finite.py     a request whose logits are not finite ends with an error; answering.py: which one
     mixtures.py   mixtures of experts: served at all, and without LoRA on the experts
     compiled_ops.py  norms and activations by vLLM's own C++ operators
-    punica.py     the CPU LoRA arithmetic: spans.py (who needs what), packs.py (weights)
+    punica.py     the CPU LoRA arithmetic: spans.py (who needs what), native/ (compiled C),
+                  packs.py (by torch), written.py (changed slots); layers.py: who calls it
     residency.py  what the worker's adapter caches hold, and pins; endpoints.py: HTTP routes for
                   that; reserving.py: the scheduler keeps the pinned ones' slots
+    loading.py    an adapter's way into the worker: reading.py (disk -> memory), slots.py (memory ->
+                  slot), ahead.py (a thread that reads beside the steps), ordering.py (its orders)
 
 Environment: `ADAPTERCTL_ENGINE_STORE` is the store's root, `ADAPTERCTL_ENGINE_ID` the name under
 which this engine holds its lease.

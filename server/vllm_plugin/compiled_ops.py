@@ -38,12 +38,11 @@ def _operator(name: str) -> Callable[..., None] | None:
     return found
 
 
-def rms_norm(
-    layer: Any, x: torch.Tensor, residual: torch.Tensor | None = None
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+def rms_norm(layer: Any, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
     """RMSNorm.forward_cpu: the norm of `x` [..., hidden], with `residual` that of their sum.
 
-    With a residual both results are written into the arguments, as on vLLM's other devices.
+    One tensor, or with a residual the pair (norm, sum): both are written into the arguments, as on
+    vLLM's other devices.
     """
     operator = _operator("rms_norm" if residual is None else "fused_add_rms_norm")
     weight = layer.weight if layer.has_weight else None
@@ -54,13 +53,13 @@ def rms_norm(
         or (weight is not None and weight.dtype != x.dtype)
         or layer.variance_size_override is not None
     ):
-        return layer.forward_native(x, residual)  # type: ignore[no-any-return]
+        return layer.forward_native(x, residual)
     if residual is None:
         out = torch.empty(x.shape, dtype=x.dtype)
         operator(out, x.contiguous(), weight, layer.variance_epsilon)
         return out
     if not (x.is_contiguous() and residual.is_contiguous() and residual.dtype == x.dtype):
-        return layer.forward_native(x, residual)  # type: ignore[no-any-return]
+        return layer.forward_native(x, residual)
     operator(x, residual, weight, layer.variance_epsilon)
     return x, residual
 

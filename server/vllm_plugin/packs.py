@@ -27,6 +27,7 @@ import torch
 from vllm import _custom_ops as vllm_ops
 
 from server.vllm_plugin.spans import Plan, Span
+from server.vllm_plugin.written import Stacks, WrittenSlots
 
 # Rows x columns up to which one slot's product is done in float32. Measured with 8 rows, rank
 # 16, 576x960 and 576x3072, one thread, between other layers' work (cold caches).
@@ -34,7 +35,6 @@ SMALL_PRODUCT = 512
 # How many row counts oneDNN prepares per weight; vLLM uses the same for the base's layers.
 _PRIMITIVES = 32
 
-Stacks = Sequence[torch.Tensor]
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -80,19 +80,19 @@ class Work:
 
 
 class ModulePacks:
-    """The packs of one module. Rebuilt when vLLM writes to its stacks or other slots are in use.
+    """The packs of one module, joined of its slots' when those that are in use change.
 
-    `offsets`[i] is the first output column of slice i. Stacks are watched through the version
-    counter that torch increments with every in-place write, so no path that loads an adapter
-    can be missed.
+    `offsets`[i] is the first output column of slice i. Each slot is laid out when vLLM wrote to
+    it; joining copies what is laid out.
     """
 
     def __init__(self, a_stacks: Stacks, b_stacks: Stacks, offsets: Sequence[int]):
         self.a_stacks = tuple(a_stacks)
         self.b_stacks = tuple(b_stacks)
         self.offsets = tuple(offsets)
-        self._versions: tuple[int, ...] = ()
+        self.written = WrittenSlots(a_stacks, b_stacks)
         self._ranks: dict[int, tuple[int, ...]] = {}
+        self._parts: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         self._packs: dict[torch.dtype, tuple[frozenset[int], Pack]] = {}
         self._work: list[Work] = []
         self._work_for: tuple[Plan, torch.dtype, torch.dtype] | None = None
@@ -101,13 +101,9 @@ class ModulePacks:
         self, plan: Plan, slots: frozenset[int], x_dtype: torch.dtype, y_dtype: torch.dtype
     ) -> list[Work]:
         """What to add for `plan`, whose slots are among `slots`; made once per plan."""
-        # vLLM writes to all stacks of a module together: two of them tell.
-        versions = (self.a_stacks[0]._version, self.b_stacks[-1]._version)
-        if versions != self._versions:
-            self._versions = versions
-            self._ranks.clear()
-            self._packs.clear()
-            self._work_for = None
+        if self.written.refresh():
+            self._forget(self.written.stale)
+            self.written.stale.clear()
         made = self._work_for
         if made is None or made[0] is not plan or made[1] != x_dtype or made[2] != y_dtype:
             native = torch.promote_types(x_dtype, torch.promote_types(y_dtype, self._dtype))
@@ -116,6 +112,14 @@ class ModulePacks:
             ]
             self._work_for = (plan, x_dtype, y_dtype)
         return self._work
+
+    def _forget(self, slots: set[int]) -> None:
+        """What was laid out of these slots."""
+        for slot in slots:
+            self._ranks.pop(slot, None)
+        self._parts = {key: part for key, part in self._parts.items() if key[0] not in slots}
+        self._packs.clear()
+        self._work_for = None
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -155,31 +159,42 @@ class ModulePacks:
         return pack
 
     def _build(self, slots: frozenset[int], dtype: torch.dtype) -> Pack:
-        down: list[torch.Tensor] = []
         columns: dict[int, tuple[int, int]] = {}
         column_slots: list[int] = []
+        parts = []
         for slot in sorted(slots):
-            first = len(column_slots)
-            for stack, rank in zip(self.a_stacks, self._slot_ranks(slot), strict=True):
-                down.append(_matrix(stack, slot)[:rank])
-                column_slots += [slot] * rank
-            columns[slot] = (first, len(column_slots))
-        width = self.offsets[-1] + self.b_stacks[-1].shape[-2]
-        joined = torch.cat([part.to(dtype) for part in down]) if down else self._no_columns(dtype)
-        up = torch.zeros(len(column_slots), width, dtype=dtype)
-        for slot in sorted(slots):
-            row = columns[slot][0]
-            for index, rank in enumerate(self._slot_ranks(slot)):
-                part = _matrix(self.b_stacks[index], slot)[:, :rank].t()
-                start = self.offsets[index]
-                up[row : row + rank, start : start + part.shape[1]] = part
-                row += rank
+            down, up = self._part(slot, dtype)
+            columns[slot] = (len(column_slots), len(column_slots) + down.shape[0])
+            column_slots += [slot] * down.shape[0]
+            parts.append((down, up))
+        if not parts:
+            parts.append((self._no_columns(dtype), torch.zeros(0, self._width, dtype=dtype)))
         return Pack(
-            down=joined.t().contiguous(),
-            up=up,
+            down=torch.cat([down for down, _ in parts]).t(),
+            up=torch.cat([up for _, up in parts]),
             columns=columns,
             column_slots=tuple(column_slots),
         )
+
+    def _part(self, slot: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """One slot's (down, transposed [K, in]; up [K, out])."""
+        known = self._parts.get((slot, dtype))
+        if known is not None:
+            return known
+        ranks = self._slot_ranks(slot)
+        down = [_matrix(a, slot)[:r].to(dtype) for a, r in zip(self.a_stacks, ranks, strict=True)]
+        up = torch.zeros(sum(ranks), self._width, dtype=dtype)
+        row = 0
+        for stack, rank, start in zip(self.b_stacks, ranks, self.offsets, strict=True):
+            part = _matrix(stack, slot)[:, :rank].t()
+            up[row : row + rank, start : start + part.shape[1]] = part
+            row += rank
+        made = self._parts[slot, dtype] = torch.cat(down), up
+        return made
+
+    @property
+    def _width(self) -> int:
+        return self.offsets[-1] + int(self.b_stacks[-1].shape[-2])
 
     def _no_columns(self, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(0, self.a_stacks[0].shape[-1], dtype=dtype)

@@ -47,6 +47,9 @@ def install_in_worker() -> None:
     Not from `install`: importing them takes seconds in processes that never use them.
     """
     require_supported(vllm.__version__)
+    from server.vllm_plugin import layers
+
+    layers.install()
     _route_prompt_logits()
     _refuse_unusable_adapters()
     _find_the_device_of_int8_layers()

@@ -9,12 +9,15 @@ beyond the ranks of this one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
+
+from server.vllm_plugin.punica import AdapterPunicaWrapper
 
 Ranks = tuple[int, ...]
 
@@ -98,10 +101,24 @@ class SlotWriter:
         # Should it fail half-way, nobody knows what the slot holds.
         self._ranks[slot] = None
         try:
-            self._ranks[slot] = self._copy(slot, adapter, before)
-            self._write_others(slot, adapter)
+            with self._telling(slot, adapter):
+                self._ranks[slot] = self._copy(slot, adapter, before)
+                self._write_others(slot, adapter)
         finally:
             self._versions = [stack._version for stack in self._stacks]
+
+    @contextmanager
+    def _telling(self, slot: int, adapter: Any) -> Iterator[None]:
+        """Within it, our LoRA arithmetic knows which slot is written to, and up to which rank."""
+        given = [lora.lora_a for lora in adapter.loras.values()]
+        parts = [a for one in given for a in (one if isinstance(one, list) else [one])]
+        most = max((int(a.shape[0]) for a in parts if a is not None), default=0)
+        wrappers = getattr(self._models, "punica_wrapper_mapping", {}).values()
+        with ExitStack() as stack:
+            for wrapper in wrappers:
+                if isinstance(wrapper, AdapterPunicaWrapper):
+                    stack.enter_context(wrapper.writing(slot, most))
+            yield
 
     def _copy(self, slot: int, adapter: Any, before: Ranks | None) -> Ranks:
         what: list[torch.Tensor] = []

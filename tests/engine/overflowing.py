@@ -53,8 +53,7 @@ def write_overflowing_adapter(target: Path, base: Path, token: int) -> None:
         "task_type": "CAUSAL_LM",
         "r": RANK,
         "lora_alpha": RANK,
-        "target_modules": ["embed_tokens", "gate_proj", "up_proj", "down_proj"],
-        "layers_to_transform": None,
+        "target_modules": ["model.embed_tokens", *full],
         "bias": "none",
     }
     (target / "adapter_config.json").write_text(json.dumps(config))

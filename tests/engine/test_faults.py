@@ -104,8 +104,8 @@ def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> 
     for _ in itertools.islice(long_stream(live), 3):
         pass
     assert live.status("/readyz") == 200
-    # The process that waited for it is the engine now, and so are its two forked children: what
-    # vLLM wanted of them was what they were made with.
+    # The process that waited for it is the engine now, and so is its forked child: what vLLM
+    # wanted of it was what it was made with.
     assert live.engine()["pid"] == standby
     assert "started from nothing" not in (live.store / "logs" / "engine.log").read_text()
     # Whatever is left of the killed engine would hold its memory for ever.

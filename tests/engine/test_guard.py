@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from adapters.catalog import Catalog
 from adapters.errors import OutputNotFinite, Quarantined
-from loadtests.live import LiveServer, run_cli
+from loadtests.live import LiveServer
 from tests.engine.conftest import STRONG
 from tests.engine.overflowing import write_overflowing_adapter
 
@@ -101,23 +103,31 @@ async def quarantined(live: LiveServer) -> openai.APIStatusError:
     return found
 
 
-async def cli(live: LiveServer, *arguments: str) -> Any:
-    done = await asyncio.to_thread(run_cli, live.store, "--json", *arguments)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def request(live: LiveServer, method: str, path: str, body: Any = None) -> bytes:
+    """The bytes of an answer, whatever its status."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    asked = urllib.request.Request(live.url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as response:
+            return bytes(response.read())
+    except urllib.error.HTTPError as error:
+        return error.read()
 
 
-def metrics_of(live: LiveServer) -> str:
-    with urllib.request.urlopen(live.url + "/metrics", timeout=10) as response:
-        return str(response.read(), "utf-8")
+def written(live: LiveServer) -> dict[str, Any]:
+    """The quarantine, which is in the registry a moment after the answer."""
+    deadline = time.monotonic() + 10
+    while True:
+        shown = json.loads(request(live, "GET", "/admin/v1/deployments"))
+        for row in shown:
+            if row["state"] == "quarantined":
+                return dict(row["deployment"])
+        assert time.monotonic() < deadline, shown
 
 
-async def until_written(live: LiveServer) -> list[Any]:
-    """The command line looks into the registry, where it is a moment later."""
-    async with asyncio.timeout(10):
-        while not (found := await cli(live, "quarantine")):
-            pass
-    return list(found)
+def lift(live: LiveServer) -> None:
+    request(live, "DELETE", f"/admin/v1/quarantines/{NAME}")
 
 
 async def test_others_in_its_batch_answer_as_alone_and_it_is_quarantined_until_lifted(
@@ -126,7 +136,7 @@ async def test_others_in_its_batch_answer_as_alone_and_it_is_quarantined_until_l
     alone = {}
     for model in MODELS:
         alone |= await answers(live, model)
-    # Where it does not read the word it answers, with a client who never learns more of it.
+    # Where it does not read the word it answers, and nobody learns more of it.
     assert set(await answers(live, NAME)) == {(NAME, prompt) for prompt in PROMPTS}
 
     others = asyncio.create_task(answers(live, *MODELS))
@@ -134,25 +144,43 @@ async def test_others_in_its_batch_answer_as_alone_and_it_is_quarantined_until_l
     assert await others == alone
     assert (text, error.code) == (WORD, OutputNotFinite.code)
     await quarantined(live)
-    (found,) = await until_written(live)
-    assert (found["name"], found["version"], found["actor"]) == (NAME, "v1", "engine")
+    found = await asyncio.to_thread(written, live)
+    assert (found["adapter"], found["number"], found["actor"]) == (NAME, 1, "engine")
 
-    await cli(live, "quarantine", NAME, "--lift")
-    async with asyncio.timeout(10):
-        while True:
-            with_one = asyncio.create_task(answers(live, *MODELS))
-            ended = await failure(live, LONG)
-            assert await with_one == alone
-            if ended.code != Quarantined.code:
-                break  # the server has seen that it is lifted
+    await asyncio.to_thread(lift, live)
+    others = asyncio.create_task(answers(live, *MODELS))
+    ended = await failure(live, LONG)
     assert (ended.status_code, ended.code) == (502, OutputNotFinite.code)
     assert f"{NAME}:v1" in ended.message
+    assert await others == alone
     # Whoever gets the blocks of the cache that it had.
     assert await answers(live, *MODELS) == alone
     await quarantined(live)
-    await until_written(live)
-    kinds = [line["kind"] for line in await cli(live, "history", NAME)]
-    assert kinds == ["tag", "quarantine", "lift", "quarantine"]
-    metrics = await asyncio.to_thread(metrics_of, live)
+    await asyncio.to_thread(written, live)
+    kinds = [change.kind for change in overflowing.lane_history(NAME)]
+    assert kinds == ["quarantine", "lift", "quarantine"]
+    metrics = (await asyncio.to_thread(request, live, "GET", "/metrics")).decode()
     assert f'adapterctl_quarantines_total{{adapter="{NAME}"}} 2.0' in metrics
     assert 'adapterctl_registry_entries{kind="quarantined"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": LONG, "max_output_tokens": TOKENS}),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": LONG}], "max_tokens": TOKENS},
+        ),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_route_says_so(
+    live: LiveServer, overflowing: Catalog, path: str, body: dict[str, Any], streaming: bool
+) -> None:
+    answer = request(live, "POST", path, {**body, "model": NAME, "stream": streaming})
+    last = answer.strip().split(b"\n\n")[-1]
+    document = json.loads(last.rpartition(b"data: ")[2])
+    error = document.get("error", document)
+    assert f"{NAME}:v1, which gave NaN or infinity" in error["message"], answer
+    written(live)

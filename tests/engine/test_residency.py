@@ -104,7 +104,10 @@ async def test_no_stream_waits_for_a_cold_adapter(live: LiveServer) -> None:
         # It went on all the while.
         assert len([chunk async for chunk in stream]) > len(cold)
     after = await asyncio.to_thread(residency, live)
-    assert [after[name] - before[name] for name in counted] == [len(cold)] * len(counted)
+    loads, prefetched, overlapped = (after[name] - before[name] for name in counted)
+    # The stream's own adapter may have been cold, too.
+    assert len(cold) <= loads <= len(cold) + 1
+    assert loads == prefetched == overlapped
 
 
 async def test_a_pin_keeps_its_slot_from_more_adapters_than_there_are_slots(

@@ -59,11 +59,11 @@ def small(scenario: Scenario) -> Scenario:
     if "count" in table["adapters"]:
         table["adapters"]["count"] = min(4, table["adapters"]["count"])
     if "duration" in table:
-        table |= {"duration": 1.5, "warmup": 0.3}
+        table |= {"duration": 1.2, "warmup": 0.3}
     else:
         table |= {"requests": 8, "warmup_requests": 2}
     for asker in [table, *table["tenants"]]:
-        asker["begin"] = min(asker.get("begin", 0), 0.9)
+        asker["begin"] = min(asker.get("begin", 0), 0.8)
         for tokens in ("prompt_tokens", "output_tokens"):
             asker[tokens] = SMALL[tokens]
         load = asker.get("load", {})
@@ -115,7 +115,7 @@ def test_a_scenario_from_start_to_report(ran: Ran, name: str) -> None:
     assert {row["prompt_tokens"] for row in rows} == {"20"}, "sized by the server's tokenizer"
     assert summary.tokens_counted_by == {"usage": len(measured)}
     assert summary.all.ttft_ms.p50 is not None
-    assert summary.all.itl_ms.p50 == pytest.approx(5, abs=4)
+    assert summary.all.itl_ms.count == 7 * len(measured), "eight tokens have seven gaps"
     assert summary.all.output_tokens_per_second > 0
     assert summary.answered_by == {
         model: {f"{model}:v1": f.requests} for model, f in summary.by_adapter.items()
@@ -165,7 +165,7 @@ def test_failures_are_told_and_decide_the_exit_code(
 ) -> None:
     (tmp_path / "mine.toml").write_text(
         '[faulty]\nadapters = { pick = "in-turn" }\nload = { kind = "closed", users = 8 }\n'
-        "requests = 8\noutput_tokens = 6\nprompt_tokens = 20\ntimeout = 1.5\n"
+        "requests = 8\noutput_tokens = 6\nprompt_tokens = 20\ntimeout = 3\n"
     )
     arguments = ["faulty", "--file", str(tmp_path / "mine.toml"), "--url", server]
     arguments += ["--models", FAULTS, "--out", str(tmp_path / "out")]
@@ -205,15 +205,15 @@ def test_a_queue_in_the_server_is_in_the_latencies_of_a_rate(tmp_path: Path) -> 
         **SMALL,
         "output_tokens": 1,
         "load": {"kind": "rate", "rate": 100, "spacing": "even", "most": 2},
-        "duration": 0.3,
+        "duration": 0.15,
     }
     with scripted("--first", "0.1", "--at-once", "1") as url:
         summary = running.run(parse("mine", table), url, models=["m"])
-    assert summary.all.ok == 30
+    assert summary.all.ok == 15
     assert summary.all.ttft_ms.max is not None
-    assert summary.all.ttft_ms.max > 2_500, "the last of 30 waited for 29 others"
+    assert summary.all.ttft_ms.max > 1_250, "the last of 15 waited for 14 others"
     assert summary.all.late_ms.max is not None
-    assert summary.all.late_ms.max > 2_000
+    assert summary.all.late_ms.max > 1_000
     assert any("late" in warning for warning in summary.warnings)
 
 

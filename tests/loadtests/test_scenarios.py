@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.errors import UsageError
@@ -79,6 +79,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         scenarios.find("unifrom")
 
 
+# The machine of the tests may be busy; that says nothing of the strategy.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from([*Scenario.model_fields, "other"]),

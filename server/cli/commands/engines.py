@@ -38,6 +38,10 @@ def engines(session: Session) -> None:
 
 def _say_engines(found: Sequence[dict[str, Any]]) -> None:
     table(_COLUMNS, [_cells(engine) for engine in found])
+    # Chosen for the machine, not for the model: the same for every engine of a server.
+    for line in dict.fromkeys(str(engine.get("computes") or "") for engine in found):
+        if line:
+            say(f"Each computes with {line}.")
 
 
 def _cells(engine: dict[str, Any]) -> list[str]:

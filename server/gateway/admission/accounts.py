@@ -52,7 +52,7 @@ class Account:
     name: str
     weight: float = 1.0
     service: float = 0.0
-    # Units in all, never lifted: for metrics.
+    # Units of all requests that have ended, never lifted: for metrics.
     total: float = 0.0
     flows: dict[str | None, Flow] = field(default_factory=dict)
     queued: int = 0
@@ -104,7 +104,6 @@ class Account:
         units = READ_WEIGHT * prompt + WRITTEN_WEIGHT * written
         more = units - ticket.charged
         ticket.charged = units
-        self.total += more
         self.service += more / self.weight
         flow = self.flows.get(ticket.adapter)
         if flow is not None:
@@ -174,8 +173,12 @@ class Accounts:
 
     def crowded(self, now: float) -> bool:
         """Whether more than one tenant is about."""
+        return self.about(now) > 1
+
+    def about(self, now: float) -> int:
+        """Tenants that had a request lately."""
         self._expire(now)
-        return len(self._recent) > 1
+        return len(self._recent)
 
     def share(self, account: Account, now: float) -> float:
         """Its part, from 0 to 1, among all that are about."""

@@ -146,6 +146,7 @@ class Scheduler:
             ticket.cost.prompt_tokens if prompt is None else prompt,
             ticket.predicted if written is None else written,
         )
+        account.total += ticket.charged
         self._has_read(ticket, account)
         flow = account.flows[ticket.adapter]
         flow.in_flight -= 1
@@ -227,14 +228,13 @@ class Scheduler:
         """The first in the order of fairness that may go."""
         if self.places >= self.limits.places + self.limits.extra:
             return None
-        tight = False
-        for account in self.accounts.waiting():
+        waiting = self.accounts.waiting()
+        for account in waiting:
             for flow in account.waiting():
                 ticket = flow.waiting[0]
-                if not self._has_place(account, ticket, now, tight=tight):
-                    # What is over its share does not pass one that waits for more places.
-                    tight = True
-                    break
+                if not self._has_place(account, ticket, now, len(waiting)):
+                    # Nobody passes: places go by service, or who asks for many never gets them.
+                    return None
                 if not self._may_read(account, ticket):
                     break
                 if self._has_slot(account, ticket, now):
@@ -244,7 +244,7 @@ class Scheduler:
     def _may_go(self, account: Account, flow: Flow, ticket: Ticket, now: float) -> bool:
         """Where nothing else waits."""
         return (
-            self._has_place(account, ticket, now, tight=False)
+            self._has_place(account, ticket, now, 1)
             and self._may_read(account, ticket)
             and self._has_slot(account, ticket, now)
         )
@@ -254,7 +254,8 @@ class Scheduler:
         share = self.limits.places * self.accounts.active_share(account)
         return min(ticket.cost.places, max(1, int(share)))
 
-    def _has_place(self, account: Account, ticket: Ticket, now: float, *, tight: bool) -> bool:
+    def _has_place(self, account: Account, ticket: Ticket, now: float, waiting: int) -> bool:
+        """`waiting`: tenants that have something waiting, this one included."""
         limits = self.limits
         need = self._need(account, ticket)
         if not self.accounts.crowded(now):
@@ -262,7 +263,9 @@ class Scheduler:
         share = limits.places * self.accounts.share(account, now)
         if account.places + need <= max(1.0, share):
             return self.places + need <= limits.places + limits.extra
-        return not tight and self.places + need <= max(need, limits.places - limits.extra)
+        # Kept free for those who are about and may come; not for those who wait here, too.
+        kept = limits.extra if self.accounts.about(now) > waiting else 0
+        return self.places + need <= max(need, limits.places - kept)
 
     def _may_read(self, account: Account, ticket: Ticket) -> bool:
         more = account.reading + ticket.cost.prompt_tokens

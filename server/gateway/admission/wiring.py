@@ -25,7 +25,7 @@ TIMEOUT = "timeout"
 
 @dataclass(frozen=True, slots=True)
 class TenantQueue:
-    """One tenant at one engine. `service`: tokens charged to it, weighted; `share` from 0 to 1."""
+    """One tenant at one engine. `service`: tokens of ended requests."""
 
     tenant: str
     weight: float
@@ -57,6 +57,11 @@ class QueueState:
     def queued(self) -> int:
         """All that wait."""
         return self.place + self.slot + self.prompt
+
+    @property
+    def waiting_for(self) -> dict[str, int]:
+        """All that wait, by what holds them back."""
+        return {"place": self.place, "slot": self.slot, "prompt": self.prompt}
 
 
 class Admission:

@@ -205,6 +205,30 @@ def test_pins(place: Place) -> None:
     assert place.cli.ok("unpin", "bot:v2")["pinned"] is False
 
 
+def test_quarantine(place: Place) -> None:
+    assert place.cli("quarantine").out == "Nothing is quarantined.\n"
+    made = place.cli("quarantine", "bot:v2", "--reason", "it said NaN")
+    assert made.out.splitlines() == [
+        "bot:v2 is quarantined: no engine gets it until that is lifted",
+        "  it said NaN",
+    ]
+    (row,) = place.cli.ok("quarantine")
+    assert (row["version"], row["state"], row["quarantined"]) == (
+        "v2",
+        "quarantined",
+        "it said NaN",
+    )
+    assert "it said NaN" in place.cli("quarantine").out
+    assert next(r for r in place.cli.ok("ls") if r["name"] == "bot")["quarantined"] == "it said NaN"
+    assert "hot, quarantined" in place.cli("ls").out
+    assert "it said NaN" in place.cli("show", "bot:v2").out
+    assert place.cli("quarantine", "bot:v2", "--lift").out == "bot:v2 is served in the lane hot\n"
+    assert place.cli.ok("quarantine") == []
+    for arguments in (("--lift",), ("bot:v2", "--lift", "--reason", "x")):
+        assert place.cli.refused("quarantine", *arguments)[1]["code"] == "usage"
+    assert place.cli.refused("quarantine", "bot:v2", "--lift")[1]["code"] == "not_found"
+
+
 def test_prefetch(place: Place) -> None:
     found = place.cli.ok("prefetch", "bot")
     assert (found["adapter"], found["number"], found["place"]) == ("bot", 2, "slot")

@@ -14,6 +14,7 @@ from server.engine import binding
 from server.engine.capacity import Capacity
 from server.engine.command import (
     EngineCommand,
+    computing,
     engine_command,
     merged_command,
     worker_threads,
@@ -138,3 +139,31 @@ def test_engines_get_intels_openmp_unless_the_user_chose_another(
     monkeypatch.setattr(command_module, "on_cpu", lambda: False)
     monkeypatch.delenv("LD_PRELOAD")
     assert "LD_PRELOAD" not in merged(tmp_path).environment
+
+
+@pytest.mark.parametrize(
+    ("count", "environment", "says"),
+    [
+        (2, {}, "2 of 2 cores (none of so few kept free); GNU OpenMP"),
+        (8, {}, "7 of 8 cores (1 kept free for the server); GNU OpenMP"),
+        (
+            8,
+            {"VLLM_CPU_NUM_OF_RESERVED_CPU": "3", "LD_PRELOAD": "/lib/libiomp5.so"},
+            "5 of 8 cores (VLLM_CPU_NUM_OF_RESERVED_CPU keeps 3 free); "
+            "Intel OpenMP, which shares cores with other engines",
+        ),
+        (
+            8,
+            {"VLLM_CPU_OMP_THREADS_BIND": "0-3"},
+            "threads as VLLM_CPU_OMP_THREADS_BIND=0-3 says; GNU OpenMP",
+        ),
+    ],
+)
+def test_what_an_engine_computes_with_is_said_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, count: int, environment: dict[str, str], says: str
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: count)
+    monkeypatch.delenv("VLLM_CPU_NUM_OF_RESERVED_CPU", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert computing(environment) == says

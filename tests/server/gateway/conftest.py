@@ -15,6 +15,7 @@ from adapters.serving.stored import ServingDocuments
 from adapters.store.layout import StoreLayout
 from server.engine.engines import ExternalEngine
 from server.engine.transport import EngineAddress
+from server.gateway.admission.metrics import AdmissionCollector
 from server.gateway.app import create_app
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
@@ -91,6 +92,8 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
     )
     metrics.registry.register(StateCollector(external, "tiny", registry.current))
     metrics.registry.register(PoolCollector(pool, models=10))
+    doors = AdmissionCollector(state.lanes.doors, metrics.tenant_label, metrics.registry)
+    metrics.registry.register(doors)
     # What is deployed from here on is new.
     reconciler.keep_up()
     app = create_app(state, APIRouter(), no_lifespan)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,14 +17,31 @@ from typing import Any
 
 import pytest
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
 
-from server.vllm_plugin import ahead as ahead_module
 from server.vllm_plugin.ahead import KEPT, Ahead
 from server.vllm_plugin.ordering import Orders, before_requests, instead_of_loading
 from server.vllm_plugin.patches import PROVED
 from server.vllm_plugin.residency import Watch
 from tests.server.vllm_plugin.test_residency import Manager, batch, request
+
+
+def test_what_is_wrapped_still_takes_what_it_is_given() -> None:
+    assert "lora_request" in inspect.signature(AsyncLLM.add_request).parameters
+    assert list(inspect.signature(AsyncLLM.add_lora).parameters) == ["self", "lora_request"]
+    options = list(inspect.signature(LoRAModel.from_local_checkpoint).parameters)
+    assert options[:3] == ["lora_dir", "expected_lora_modules", "peft_helper"]
+    assert {
+        "lora_model_id",
+        "dtype",
+        "weights_mapper",
+        "skip_prefixes",
+        "moe_ep_spec",
+    } <= set(options)
+    assert "self.add_request(" in inspect.getsource(AsyncLLM.generate)
+    assert "lora_request=lora_request" in inspect.getsource(AsyncLLM.generate)
 
 
 class Disk:
@@ -193,7 +212,7 @@ async def test_a_request_is_sent_once_its_adapter_is_there() -> None:
 
     async with reading(disk) as (_, orders):
         add = before_requests(add_request, orders)
-        cold = asyncio.create_task(add("cold", lora_request=request(1)))
+        cold: asyncio.Future[Any] = asyncio.ensure_future(add("cold", lora_request=request(1)))
         assert await asyncio.to_thread(disk.begun.wait, 20)
         # The engine goes on with others meanwhile.
         assert await add("base", lora_request=None) == "base"
@@ -209,7 +228,7 @@ async def test_a_place_that_takes_no_socket_leaves_it_to_vllm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("x" * 120)
-    monkeypatch.setattr(ahead_module.tempfile, "mkdtemp", lambda **_: str(deep))
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: str(deep))
     with pytest.raises(OSError, match=r"path too long|No such file"):
         Ahead(Disk(), set[int]().__contains__, lambda *_: None).listen()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.ops.torch_ops import bgmv_expand_slice, bgmv_shrink
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from server.vllm_plugin.native import library as native
 from server.vllm_plugin.punica import AdapterPunicaWrapper, slots_to_pack
 
 SLOTS = 4
@@ -21,11 +25,30 @@ ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0
 Stacks = tuple[torch.Tensor, ...]
 
 
+class _ByTorch(AdapterPunicaWrapper):
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments, library=None)
+
+
+@pytest.fixture(params=["native", "torch"], scope="module", autouse=True)
+def ours(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test with the compiled kernels, and with torch's."""
+    global _ours  # noqa: PLW0603
+    if request.param == "native" and native.load() is None:
+        pytest.skip("no C compiler here")
+    _ours = AdapterPunicaWrapper if request.param == "native" else _ByTorch
+    yield
+    _ours = AdapterPunicaWrapper
+
+
+_ours: type[AdapterPunicaWrapper] = AdapterPunicaWrapper
+
+
 def _wrapper(
-    indices: list[int], sampler: list[int] | None = None, kind: type = AdapterPunicaWrapper
+    indices: list[int], sampler: list[int] | None = None, kind: type | None = None
 ) -> PunicaWrapperCPU:
     """A wrapper in the state that vLLM gives it for a batch; slot i holds adapter id i + 1."""
-    wrapper = kind(MAX_TOKENS, 256, torch.device("cpu"))
+    wrapper = (kind or _ours)(MAX_TOKENS, 256, torch.device("cpu"))
     _update(wrapper, indices, sampler)
     return wrapper
 
@@ -277,6 +300,26 @@ def test_weights_changed_in_place_are_seen(rows: int) -> None:
     wrapper.add_lora_linear(y, x, a, b, 1.0, (24,))
     wanted, size = _reference(torch.zeros(rows, 24), x, a, b, indices)
     assert _close(y, wanted, size)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_slot_that_was_announced_is_seen_and_the_others_are_kept(rows: int) -> None:
+    torch.manual_seed(6)
+    a, b = _stacks(32, (24, 8), [[8] * SLOTS] * 2, torch.float32)
+    indices = [slot for slot in (0, 1, 3) for _ in range(rows)]
+    wrapper = _wrapper(indices)
+    assert isinstance(wrapper, AdapterPunicaWrapper)
+    x = torch.randn(len(indices), 32)
+    for rank in (16, 3, 0):
+        wrapper.add_lora_linear(torch.zeros(len(indices), 32), x, a, b, 1.0, (24, 8))
+        with wrapper.writing(1, rank):
+            fresh_a, fresh_b = _stacks(32, (24, 8), [[rank] * SLOTS] * 2, torch.float32)
+            for stack, fresh in zip((*a, *b), (*fresh_a, *fresh_b), strict=True):
+                stack[1] = fresh[1]
+        y = torch.zeros(len(indices), 32)
+        wrapper.add_lora_linear(y, x, a, b, 1.0, (24, 8))
+        wanted, size = _reference(torch.zeros(len(indices), 32), x, a, b, indices)
+        assert _close(y, wanted, size)
 
 
 @settings(max_examples=30, deadline=None)

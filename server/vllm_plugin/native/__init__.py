@@ -1,0 +1,9 @@
+"""LoRA arithmetic in C, compiled on the machine that runs it; without a compiler, torch does it.
+
+    lora.c      entry points; work.h types and numbers, rows.h few rows by vectors, blocks.h
+                blocks of 16 rows by AMX
+    builder.py  compiles them once into the user's cache directory
+    library.py  loads and calls them through ctypes
+
+docs/kernels.md tells how to switch it off, docs/adr/0020 why it is made like this.
+"""
