@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -13,23 +13,23 @@ from loadtests.compare.session import Session
 from loadtests.reporting.summary import ErrorKind, Figures, Phase, Quantiles, Summary
 from loadtests.scenarios import Scenario
 
-Document = TypeVar("Document", bound=Frozen)
 NAMES = [f"a{number:04d}" for number in range(40)]
 
 
-def _made(kind: type[Document], **values: Any) -> Document:
+def _made(kind: type[Frozen], **values: Any) -> Any:
     """With these fields alone: the others are not looked at."""
     return kind.model_construct(**values)
 
 
 def _figures(first: float | None = 100.0, rate: float = 50.0, errors: int = 0) -> Figures:
-    return _made(
+    figures: Figures = _made(
         Figures,
         ok=10,
         errors=errors,
         ttft_ms=Quantiles(p50=first),
         output_tokens_per_second=rate,
     )
+    return figures
 
 
 class Runs:
@@ -44,7 +44,7 @@ class Runs:
         self.asked.append((scenario, models, options))
         few = len(models) <= 8
         quiet = [_figures(100.0), _figures(240.0)]
-        return _made(
+        summary: Summary = _made(
             Summary,
             all=_figures(100.0 if few else 150.0, 50.0 if few else 45.0, self._errors),
             first_requests=_figures(170.0),
@@ -55,6 +55,7 @@ class Runs:
                 for _ in range(bool(self._errors))
             ),
         )
+        return summary
 
 
 def _loads(
