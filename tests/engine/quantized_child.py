@@ -1,6 +1,6 @@
 """vLLM in one process on several bases, one after another, with adapters: log-probs of texts.
 
-One JSON document on stdin: "bases" {name: {"model", "adapters": {name: path}}}, "texts" (token ids),
+One JSON document on stdin: "bases" {name: {"model", "adapters": {name: path}}}, "texts" (ids),
 "rank", "tokenizer". One JSON line on stdout: {base: {adapter: [[log-prob of each next token]]}}, or
 {base: message} where vLLM raised.
 """
