@@ -82,7 +82,7 @@ check: $(READY) ## Format, lint, types, layers
 	$(BIN)/lint-imports
 
 .PHONY: bench
-bench: $(READY) ## Benchmarks: ratios in one run, half an hour (BENCH=--quick: see loadtests/README.md)
+bench: $(READY) ## Benchmarks: ratios in one run, 40 minutes (BENCH=--quick: see loadtests/README.md)
 	@$(BIN)/python -m demo.base
 	@# A missed bar does not keep the others from being measured; it is the exit code all the same.
 	@status=0; for bench in "compare $(BENCH) --json $(RESULTS).json --markdown $(RESULTS).md" \

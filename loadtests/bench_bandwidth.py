@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import tempfile
 import threading
 import time
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the figures by streams there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-bandwidth-") as directory:
         store = Path(directory) / "store"
@@ -54,12 +56,16 @@ def main() -> None:
             bench.run([Variant.parse("engine")], options.rounds, options.streams, prefill=False)
         )
     print(f"\n{'streams':>8}{'MB a step':>12}{'at best':>14}{'measured':>14}{'share':>8}")
+    figures_by_streams: dict[str, dict[str, float]] = {}
     for count in options.streams:
         read = weights + count * (SHORT + options.tokens / 2) * cache_bytes(files)
         best = count / (read / limit / 1e9)
         found = median(one.figures[f"{count} tok/s"])
         cells = f"{read / 1e6:>12.0f}{best:>8.0f} tok/s{found:>8.0f} tok/s{found / best:>8.2f}"
         print(f"{count:>8}{cells}")
+        figures_by_streams[str(count)] = {"best": best, "measured": found, "GB/s": limit}
+    if options.json:
+        options.json.write_text(json.dumps(figures_by_streams, indent=2) + "\n")
 
 
 def weights_read(files: BaseFiles) -> int:

@@ -111,8 +111,8 @@ class Connection(asyncio.Protocol):
             return
         asked = json.loads(body)
         if not asked.get("stream"):
-            usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
-            self._whole({"model": asked["model"], "choices": [{"text": "a"}], "usage": usage})
+            counted = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+            self._whole({"model": asked["model"], "choices": [{"text": "a"}], "usage": counted})
             return
         usage = bool((asked.get("stream_options") or {}).get("include_usage"))
         self._transport.write(_STREAM)

@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 
 from adapters.catalog import Catalog
-from demo.prepare import DEFAULT_BASE
+from demo.base import DEFAULT_BASE
 from loadtests.fast_engine import MODEL
 from loadtests.live import ADAPTERCTL, LiveServer
 

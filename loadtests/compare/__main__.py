@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ TABLES: dict[str, Callable[[Session], Table]] = {
     "kernels": lambda session: asyncio.run(kernels.measure(session)),
     "scheduling": scheduling.measure,
     "gateway": others.gateway,
+    "bandwidth": others.bandwidth,
 }
 
 
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, help="work here (3 GB) and keep it, logs and all")
     options = parser.parse_args(arguments)
+    # As by Ctrl-C: servers and engines are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     wanted = list(TABLES) if options.table == "all" else [options.table]
     try:
         with tempfile.TemporaryDirectory(prefix="compare-") as temporary:

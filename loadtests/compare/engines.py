@@ -32,6 +32,7 @@ from server.settings import ServeSettings
 OURS, PLAIN, STOCK, COMPILED = "ours", "ours without LoRA", "stock vLLM", "stock vLLM compiled"
 # vLLM's flags that go with --enable-lora, each with a value.
 _LORA_FLAGS = ("--max-loras", "--max-cpu-loras", "--max-lora-rank", "--worker-extension-cls")
+_EAGER = "--enforce-eager"
 READY_WITHIN = 240.0
 
 
@@ -81,7 +82,7 @@ class Engines:
         arguments += ["--uds", str(self._place(side, "sock"))]
         if side == COMPILED:
             arguments = without(arguments, _LORA_FLAGS)
-            arguments.remove("--enable-lora")
+            arguments = [one for one in arguments if one not in {"--enable-lora", _EAGER}]
         elif adapters:
             layout = StoreLayout(self._store)
             paths = [f"{name}={layout.blob(self._digests[name])}" for name in adapters]

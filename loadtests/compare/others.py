@@ -42,6 +42,34 @@ def gateway(session: Session) -> Table:
     )
 
 
+def bandwidth(session: Session) -> Table:
+    """How near decode comes to what the memory allows: loadtests/bench_bandwidth.py. No bars."""
+    options = ["--streams", "1", "8", "16"]
+    options += ["--rounds", "1", "--tokens", "32"] if session.quick else ["--rounds", "3"]
+    found: Mapping[str, Any] = {}
+    notes: list[str] = []
+    try:
+        found = _run(session, "bench_bandwidth", options)
+    except ToolFailed as fault:
+        notes.append(fault.message)
+    rows = []
+    for streams, figures in found.items():
+        measured, best = _number(figures, "measured"), _number(figures, "best")
+        if measured is not None and best:
+            told = f"{measured:.0f} : {best:.0f} tokens/s at {_number(figures, 'GB/s'):.1f} GB/s"
+            rows.append(Row(f"decode, {streams} at once, base : limit", measured / best, told))
+    return Table(
+        key="bandwidth",
+        title="D. The base against the machine's memory",
+        load=(
+            "A step reads all weights once, and the keys and values of every stream; the limit is "
+            "streams / (these bytes / the bandwidth that as many threads reach by reading only)."
+        ),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
 def _run(session: Session, module: str, options: list[str]) -> Mapping[str, Any]:
     """The document that `python -m loadtests.MODULE --json FILE` writes; its lines are shown.
 

@@ -25,7 +25,7 @@ class Session:
     @property
     def tokens(self) -> int:
         """Output tokens of each decode stream."""
-        return 32 if self.quick else 128
+        return 32 if self.quick else 96
 
     def place(self, name: str) -> Path:
         """A directory of its own for a part."""

@@ -9,12 +9,13 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import Receive, Scope, Send
 
 import adapters
 from server.engine.engines import EngineState
 from server.gateway.errors import install_error_handlers
 from server.gateway.models_route import models_router
-from server.gateway.relay import relay
+from server.gateway.relay import SERVER_SEND, relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
 from server.gateway.state import GatewayState
 
@@ -24,7 +25,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> FastAPI:
     """OpenAI's routes, the admin API, health, metrics and documentation."""
-    app = FastAPI(
+    app = _Application(
         title="adapterctl",
         summary="Many fine-tunes of one base behind one OpenAI-compatible endpoint.",
         version=adapters.__version__,
@@ -38,6 +39,14 @@ def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> Fas
         _add_engine_route(app, state, route)
     app.include_router(admin)
     return app
+
+
+class _Application(FastAPI):
+    """Notes the server's own `send`: events of a stream need not go through every middleware's."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SERVER_SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 def health_router(state: GatewayState) -> APIRouter:
@@ -83,7 +92,7 @@ class _EngineRoute(APIRoute):
     would spend 50 µs on each request on that."""
 
     def get_route_handler(self) -> Handler:
-        return self.endpoint  # type: ignore[no-any-return]
+        return self.endpoint
 
 
 # The engine defines the bodies; what the gateway itself needs of them is `model`.

@@ -108,6 +108,10 @@ class GatewayMetrics:
         """The adapter's own label while there are not too many, `other` after that."""
         return self._adapters.of(adapter)
 
+    def tenant_label(self, tenant: str) -> str:
+        """The tenant's own label while there are not too many, `other` after that."""
+        return self._tenants.of(tenant)
+
     def of_adapter(self, adapter: str) -> AdapterSeries:
         """The metrics that its requests are counted in."""
         label = self.label(adapter)
@@ -116,9 +120,13 @@ class GatewayMetrics:
             found = self._of_adapter[label] = AdapterSeries(self, label)
         return found
 
+    def tenant_label(self, tenant: str) -> str:
+        """Its own label while there are not too many tenants, `other` after that."""
+        return self._tenants.of(tenant)
+
     def of_tenant(self, tenant: str) -> TenantSeries:
         """Its own metrics while there are not too many tenants, those of `other` after that."""
-        label = self._tenants.of(tenant)
+        label = self.tenant_label(tenant)
         found = self._of_tenant.get(label)
         if found is None:
             found = self._of_tenant[label] = TenantSeries(self, label)

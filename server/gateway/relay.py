@@ -41,6 +41,10 @@ from server.gateway.target import Asked, Target, placed_again, target_of
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
 
 
+# Where the application leaves the server's own `send` in the scope.
+SERVER_SEND = "adapterctl.send"
+
+
 async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
     """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
     exchange = Exchange(state.metrics, route.path, state.observers, state.in_flight)
@@ -232,7 +236,8 @@ class _Relayed(Response):
             headers.update(self._own_headers())
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             await send({"type": "http.response.start", "status": 200, "headers": raw})
-            outcome = await self._stream(send)
+            # Middlewares want to see the start of an answer, and have nothing to do with its parts.
+            outcome = await self._stream(scope.get(SERVER_SEND, send))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._exchange.usage(self._events.usage)

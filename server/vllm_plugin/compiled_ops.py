@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
+
+from server.vllm_plugin.mixtures import after_import
 
 # They work on whole vectors, of 16 or 32 elements by the dtype.
 _WIDTH = 32
@@ -23,11 +26,20 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def install() -> None:
-    """Take them in every layer made from now on. A compiled model never asks for these methods."""
-    from vllm.model_executor.layers import activation, layernorm
+    """Take them in every layer made from now on. A compiled model never asks for these methods.
 
-    layernorm.RMSNorm.forward_cpu = rms_norm
-    activation.SiluAndMul.forward_cpu = gated("silu_and_mul")
+    Their modules are not imported here: that takes seconds in processes that make no layers.
+    """
+    after_import("vllm.model_executor.layers.layernorm", _take_norms)
+    after_import("vllm.model_executor.layers.activation", _take_activations)
+
+
+def _take_norms(module: ModuleType) -> None:
+    module.RMSNorm.forward_cpu = rms_norm
+
+
+def _take_activations(module: ModuleType) -> None:
+    module.SiluAndMul.forward_cpu = gated("silu_and_mul")
 
 
 @functools.cache

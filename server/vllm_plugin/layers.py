@@ -13,8 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from vllm.lora.layers import ColumnParallelLinearWithLoRA, RowParallelLinearWithLoRA
+from vllm.lora.layers import (
+    ColumnParallelLinearWithLoRA,
+    MergedColumnParallelLinearWithLoRA,
+    RowParallelLinearWithLoRA,
+)
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
 # Where a layer keeps its short forward, or None where vLLM's own is needed.
 _SHORT = "_adapterctl_forward"
@@ -49,7 +54,7 @@ def short_forward(layer: Any) -> Forward | None:
     if (
         layer.tp_size != 1
         or layer._enable_aux_cuda_stream
-        or type(layer).apply is not BaseLinearLayerWithLoRA.apply
+        or not _applies_plainly(layer)
         or not getattr(base, "input_is_parallel", True)
         or not hasattr(layer, "punica_wrapper")
         or not hasattr(layer.punica_wrapper, "idle")
@@ -73,3 +78,14 @@ def short_forward(layer: Any) -> Forward | None:
         return (output, kept_bias) if pair else output
 
     return forward
+
+
+def _applies_plainly(layer: Any) -> bool:
+    """Whether `apply` is the base's product and then LoRA, and not the base's own forward."""
+    apply = type(layer).apply
+    if apply is MergedColumnParallelLinearWithLoRA.apply:
+        # It calls a forward that a subclass of the base has for itself.
+        return (
+            getattr(type(layer.base_layer), "forward", None) is MergedColumnParallelLinear.forward
+        )
+    return apply is BaseLinearLayerWithLoRA.apply

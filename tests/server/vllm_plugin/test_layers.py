@@ -14,6 +14,7 @@ from vllm.lora.layers import (
     RowParallelLinearWithLoRA,
 )
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.model_executor.layers.linear import MergedColumnParallelLinear
 
 from server.vllm_plugin import layers
 from server.vllm_plugin.punica import AdapterPunicaWrapper
@@ -27,6 +28,8 @@ class _Product:
 
 
 class _Base(torch.nn.Module):
+    forward = MergedColumnParallelLinear.forward
+
     def __init__(self, *, skip_bias_add: bool, return_bias: bool):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.randn(sum(SIZES), INPUTS))
@@ -90,6 +93,12 @@ def test_other_layers_keep_vllms_own(change: str) -> None:
         layer.base_layer.input_is_parallel = False
     else:
         setattr(layer, change, 2)
+    assert layers.short_forward(layer) is None
+
+
+def test_a_base_with_a_forward_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = _layer(MergedColumnParallelLinearWithLoRA, [0], skip_bias_add=False, return_bias=False)
+    monkeypatch.setattr(_Base, "forward", lambda self, x: x)
     assert layers.short_forward(layer) is None
 
 

@@ -136,9 +136,10 @@ def test_nobody_waits_longer_than_the_bound(
     ratio = max(weights.values()) / min(weights.values())
     flows = Counter((tenant, ADAPTERS[adapter]) for tenant, adapter, _ in users)
     for one in sim.answers:
-        tenant, adapter = one.ticket.tenant, one.ticket.adapter
-        assert adapter is not None
-        own = sum(name == tenant for name, _ in flows)
-        bound = 2 * len(weights) * own * flows[tenant, adapter] * ratio * (patience + longest)
+        ticket = one.ticket
+        assert ticket.adapter is not None
+        own = sum(name == ticket.tenant for name, _ in flows)
+        ahead = flows[ticket.tenant, ticket.adapter]
+        bound = 2 * len(weights) * own * ahead * ratio * (patience + longest)
         until = one.ticket.admitted if one.first is not None else sim.now
         assert until - one.asked <= bound
