@@ -143,6 +143,7 @@ def test_ls(place: Place) -> None:
         "method": "lora",
         "lane": "hot",
         "approximate": False,
+        "quarantined": None,
         "tags": {"latest": "v2", "prod": "v1"},
         "default_tag": "latest",
         "versions": 2,
