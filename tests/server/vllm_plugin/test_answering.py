@@ -14,7 +14,7 @@ from vllm import SamplingParams
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind
 
-from server.engine.not_finite import Fault, fault_in, fault_in_event
+from server.engine.not_finite import Fault, fault_in, fault_in_event, sentence
 from server.vllm_plugin import answering
 from server.vllm_plugin.finite import STOPPED
 
@@ -123,7 +123,7 @@ async def test_a_vector_that_is_not_finite_is_an_error(
         assert (len(found), fault) == (1, None)
 
 
-SAID = json.dumps({"error": {"message": answering.sentence(Fault.ADAPTER), "code": 500}})
+SAID = json.dumps({"error": {"message": sentence(Fault.ADAPTER), "code": 500}})
 
 
 async def events(*given: str) -> AsyncGenerator[str]:
@@ -142,14 +142,14 @@ async def test_messages_say_the_words_of_an_error() -> None:
     converter = answering.with_words(vllms)
     text = 'data: {"choices": [{"delta": {"content": "data: {\\"error\\""}}]}'
     found = [it async for it in converter(None, events(text, f"data: {SAID}\n\n", "more"))]
-    assert found == [text, f"error: {answering.sentence(Fault.ADAPTER)}"]
+    assert found == [text, f"error: {sentence(Fault.ADAPTER)}"]
 
 
 async def test_a_stream_of_responses_ends_with_an_event() -> None:
     async def vllms(generator: Any) -> AsyncGenerator[str]:
         yield "first"
         try:
-            raise GenerationError(answering.sentence(Fault.BASE))
+            raise GenerationError(sentence(Fault.BASE))
         except GenerationError:
             json.loads("{")  # what its own types make of it
 
