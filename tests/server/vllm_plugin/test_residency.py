@@ -53,7 +53,7 @@ class Manager(LRUCacheWorkerLoRAManager):  # type: ignore[misc]  # vLLM is untyp
         if lora_request.lora_name in self.unreadable:
             raise ValueError("gone")
         self.read.append(lora_request.lora_name)
-        return SimpleNamespace(id=lora_request.lora_int_id)
+        return SimpleNamespace(id=lora_request.lora_int_id, loras={})
 
     def in_slots(self) -> set[int]:
         return {number for number in self._adapter_manager.lora_index_to_id if number is not None}

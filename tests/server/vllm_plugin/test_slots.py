@@ -24,7 +24,7 @@ SINGLE, PACKED, EMBEDDING = "model.o_proj", "model.qkv_proj", "model.embed_token
 PARTS = ["model.q_proj", "model.k_proj", "model.v_proj"]
 
 
-def layer(kind: type, slices: int) -> Any:
+def layer(kind: Any, slices: int) -> Any:
     """A layer of vLLM's without a base layer: the stacks that its set_lora writes to."""
     made: Any = kind.__new__(kind)
     torch.nn.Module.__init__(made)
