@@ -68,7 +68,9 @@ async def finite(live: LiveServer) -> None:
     """Where it does not read the word it answers."""
     async with live.async_client().with_options(max_retries=0) as client:
         for prompt in PROMPTS:
-            await client.completions.create(model=NAME, prompt=prompt, max_tokens=TOKENS)
+            await client.completions.create(
+                model=NAME, prompt=prompt, max_tokens=TOKENS, temperature=0
+            )
 
 
 async def failure(live: LiveServer, prompt: str) -> openai.APIStatusError:
