@@ -38,6 +38,7 @@ def install() -> None:
     """In the API server, whose modules are imported by the time of this."""
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
     from vllm.entrypoints.openai.responses import api_router as responses
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if hasattr(AsyncLLM.generate, "__wrapped__"):
@@ -47,6 +48,7 @@ def install() -> None:
     AsyncLLM.encode = explaining_vectors(AsyncLLM.encode, judge)
     converter = AnthropicServingMessages.message_stream_converter
     AnthropicServingMessages.message_stream_converter = with_words(converter)
+    OpenAIServingResponses._convert_generation_error_to_streaming_response = raised
     events = responses._convert_stream_to_sse_events
     responses._convert_stream_to_sse_events = ending_with_an_event(events)
 
@@ -164,28 +166,25 @@ def with_words(original: Callable[[Any, Stream], Stream]) -> Callable[[Any, Stre
     return converter
 
 
-def ending_with_an_event(original: Callable[[Stream], Stream]) -> Callable[[Stream], Stream]:
-    """Responses' stream that ends with OpenAI's event of an error.
+def raised(serving: Any, error: GenerationError) -> str:
+    """OpenAIServingResponses._convert_generation_error_to_streaming_response.
 
-    vLLM 0.32 makes an event of it that its own types refuse, and the connection just ends.
+    vLLM 0.32 makes a document of the error that its own types of events refuse, and the connection
+    just ends; here the error goes on to `ending_with_an_event`.
     """
+    raise error
+
+
+def ending_with_an_event(original: Callable[[Stream], Stream]) -> Callable[[Stream], Stream]:
+    """Responses' stream that ends with OpenAI's event of an error."""
 
     @functools.wraps(original)
     async def events(generator: Stream) -> Stream:
         try:
             async for event in original(generator):
                 yield event
-        except Exception as error:
-            told = _generation_error(error)
-            if told is None:
-                raise
-            document = {"type": "error", "code": "server_error", "message": str(told)}
+        except GenerationError as error:
+            document = {"type": "error", "code": "server_error", "message": str(error)}
             yield f"event: error\ndata: {json.dumps({**document, 'param': None})}\n\n"
 
     return events
-
-
-def _generation_error(error: BaseException | None) -> GenerationError | None:
-    while error is not None and not isinstance(error, GenerationError):
-        error = error.__context__
-    return error

@@ -150,8 +150,8 @@ async def test_a_stream_of_responses_ends_with_an_event() -> None:
         yield "first"
         try:
             raise GenerationError(sentence(Fault.BASE))
-        except GenerationError:
-            json.loads("{")  # what its own types make of it
+        except GenerationError as error:
+            yield answering.raised(None, error)
 
     first, last = [it async for it in answering.ending_with_an_event(vllms)(events())]
     assert first == "first"
@@ -171,7 +171,7 @@ async def test_every_seam_is_there() -> None:
     import inspect
 
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
-    from vllm.entrypoints.openai.responses import api_router
+    from vllm.entrypoints.openai.responses import api_router, serving
     from vllm.v1.engine.async_llm import AsyncLLM
 
     named = list(inspect.signature(AsyncLLM.generate).parameters)
@@ -180,6 +180,8 @@ async def test_every_seam_is_there() -> None:
     assert kind is inspect.Parameter.KEYWORD_ONLY
     encoded = list(inspect.signature(AsyncLLM.encode).parameters)
     assert encoded[:5] == ["self", "prompt", "pooling_params", "request_id", "lora_request"]
+    made = serving.OpenAIServingResponses._convert_generation_error_to_streaming_response
+    assert list(inspect.signature(made).parameters) == ["self", "e"]
     converter = inspect.signature(AnthropicServingMessages.message_stream_converter)
     assert list(converter.parameters) == ["self", "generator"]
     assert list(inspect.signature(api_router._convert_stream_to_sse_events).parameters) == [
