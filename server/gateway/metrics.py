@@ -120,10 +120,6 @@ class GatewayMetrics:
             found = self._of_adapter[label] = AdapterSeries(self, label)
         return found
 
-    def tenant_label(self, tenant: str) -> str:
-        """Its own label while there are not too many tenants, `other` after that."""
-        return self._tenants.of(tenant)
-
     def of_tenant(self, tenant: str) -> TenantSeries:
         """Its own metrics while there are not too many tenants, those of `other` after that."""
         label = self.tenant_label(tenant)
