@@ -42,12 +42,17 @@ def word(live: LiveServer) -> int:
     return int(token)
 
 
-@pytest.fixture
-def overflowing(live: LiveServer, word: int, tmp_path: Path) -> Iterator[Catalog]:
+@pytest.fixture(scope="module")
+def overflowing(
+    live: LiveServer, word: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Catalog]:
     """The session's server with an adapter that overflows wherever it reads WORD."""
+    source = tmp_path_factory.mktemp("source") / NAME
     with Catalog.open(live.store) as catalog:
-        write_overflowing_adapter(tmp_path / NAME, Path(catalog.base("smollm2").path), word)
-        catalog.register(str(tmp_path / NAME), name=NAME, base="smollm2")
+        write_overflowing_adapter(source, Path(catalog.base("smollm2").path), word)
+        catalog.register(str(source), name=NAME, base="smollm2")
+        # Whatever changes something has the server look at the registry.
+        request(live, "POST", "/admin/v1/gc", {"dry_run": True})
         yield catalog
         catalog.rm(NAME, force=True)
 
@@ -68,7 +73,9 @@ async def finite(live: LiveServer) -> None:
     """Where it does not read the word it answers."""
     async with live.async_client().with_options(max_retries=0) as client:
         for prompt in PROMPTS:
-            await client.completions.create(model=NAME, prompt=prompt, max_tokens=TOKENS)
+            await client.completions.create(
+                model=NAME, prompt=prompt, max_tokens=TOKENS, temperature=0
+            )
 
 
 async def failure(live: LiveServer, prompt: str) -> openai.APIStatusError:
@@ -188,3 +195,4 @@ def test_every_route_says_so(
     error = document.get("error", document)
     assert f"{NAME}:v1, which gave NaN or infinity" in error["message"], answer
     written(live)
+    lift(live)
