@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from demo.expectations import EXPECTATIONS, MAX_TOKENS
 from loadtests.live import ADAPTERCTL, LiveServer, kill_hard
 from tests.engine.made_methods import ALL, Made, make
-from tests.engine.test_methods import NOISE, PROMPTS, faults, tokens_said
+from tests.engine.test_methods import ALL_NOISE, PROMPTS, check_said, faults, tokens_said
 
 ARTIFACTS = Path(__file__).parents[2] / "demo" / "artifacts"
 QUESTION = "What is the capital of France?"
@@ -135,7 +135,7 @@ def test_a_merged_version_answers_as_it_does_in_the_hot_lane(
     for prompt in PROMPTS:
         ids = tokenizer(prompt).input_ids
         said = tokens_said(live, pirate, ids)
-        assert faults(reference, ids, said).max() <= NOISE, tokenizer.decode(said)
+        check_said(reference, ids, said)
     with urllib.request.urlopen(live.url + "/metrics", timeout=5) as response:
         text = response.read().decode()
     assert 'adapterctl_merged_engine_events_total{event="start"} 1.0' in text
@@ -184,9 +184,9 @@ def test_what_is_for_the_merged_lane_alone_is_answered_once_it_is_deployed(
     for prompt in PROMPTS:
         ids = tokenizer(prompt).input_ids
         said = tokens_said(live, name, ids)
-        assert faults(model, ids, said).max() <= NOISE, tokenizer.decode(said)
+        check_said(model, ids, said)
         differs += float(faults(base, ids, said).sum())
-    assert differs > 4, "the adapter must be strong enough for the comparison to mean anything"
+    assert differs > len(PROMPTS) * ALL_NOISE, "too weak for the comparison to mean anything"
     cli(live, "undeploy", name)
     with pytest.raises(openai.NotFoundError):
         ask(live, name)

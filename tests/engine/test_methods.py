@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loadtests.live import LiveServer, run_cli
 from tests.engine.made_methods import MADE, make
 
-# In nats. Measured between fp32 and the engine's bf16 for these adapters; see docs/intake.md.
-NOISE = 0.5
+# Of one token and of a whole answer, in nats, between fp32 and the engine's bf16: which near ties
+# fall the other way depends on the order of sums. Seen: 0.80 and 1.4.
+NOISE, ALL_NOISE = 1.0, 2.0
 TOKENS = 24
 PROMPTS = (
     "The three most important things about a good breakfast are",
@@ -73,9 +74,16 @@ def test_the_server_says_what_the_trainers_model_says(
     for prompt in PROMPTS:
         ids = tokenizer(prompt).input_ids
         said = tokens_said(live, adapter, ids)
-        assert faults(model, ids, said).max() <= NOISE, tokenizer.decode(said)
+        check_said(model, ids, said)
         differs += float(faults(base, ids, said).sum())
-    assert differs > 4, "the adapter must be strong enough for the comparison to mean anything"
+    assert differs > len(PROMPTS) * ALL_NOISE, "too weak for the comparison to mean anything"
+
+
+def check_said(model: Any, prompt: list[int], said: list[int]) -> None:
+    """The model itself could have said this, by the engine's rounding."""
+    found = faults(model, prompt, said)
+    assert found.max() <= NOISE, found.tolist()
+    assert found.sum() <= ALL_NOISE, found.tolist()
 
 
 def tokens_said(live: LiveServer, model: str, prompt: list[int]) -> list[int]:
