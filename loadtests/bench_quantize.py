@@ -197,7 +197,13 @@ def main() -> None:
                 def tool(recipe: Recipe = recipe, hand: Path = hand, dtype: str = dtype) -> None:
                     by_hand(models[dtype], hand, recipe, texts, dtype)
 
-                tool_s = measured(tool, cpu=given.cpu)
+                try:
+                    tool_s = measured(tool, cpu=given.cpu)
+                except subprocess.CalledProcessError as fault:
+                    log = (root / "by-hand.log").read_text(errors="replace").splitlines()
+                    said = next((line for line in reversed(log) if line.strip()), "")
+                    print(f"{name}: by hand ({dtype}) ended with {fault.returncode}: {said}")
+                    continue
                 ratio = ours_s / tool_s
                 failed |= ratio > RATIO
                 print(
