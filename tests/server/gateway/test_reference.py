@@ -7,18 +7,22 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.engine.not_finite import Fault
 from server.engine.residency import ResidencyCache
 from server.engine.transport import EngineAddress, EngineTransport
 from server.gateway.canary_metrics import CanaryMetrics
 from server.gateway.degeneration import Degeneration
+from server.gateway.guard import Guard
 from server.gateway.judging import Reason
 from server.gateway.observing import Role
 from server.gateway.reference import settings_reference
 from server.gateway.residents import ResidencyCollector
 from server.gateway.routes import ENGINE_ROUTES
 from tests.server.engine import telling
-from tests.server.gateway.lane_cases import MODEL, merged, until
+from tests.server.gateway.lane_cases import MODEL, ask, merged, until
 from tests.server.gateway.scripted import Gateway, ScriptedEngine, sse
+from tests.server.gateway.test_guard import Catalog as GuardedCatalog
+from tests.server.gateway.test_guard import fails
 
 DOCS = Path(__file__).parents[3] / "docs"
 EVENTS = [
@@ -39,6 +43,7 @@ async def test_the_metrics_are_documented(
     async with gateway.post("/v1/completions", json={"model": "pirate", "stream": True}) as answer:
         await answer.read()
     await gateway.settled("adapterctl_completion_tokens_total", 2, adapter="pirate")
+    await _quarantine(gateway, engine)
     own = CanaryMetrics(gateway.state.metrics)
     own.rolled_back("pirate", Reason.ERRORS)
     own.rollback_failed("pirate")
@@ -65,6 +70,20 @@ async def test_the_metrics_are_documented(
     assert {
         (name, kind, ", ".join(sorted(labels.split(", ")))) for name, kind, labels in rows
     } == found
+
+
+async def _quarantine(gateway: Gateway, engine: ScriptedEngine) -> None:
+    guard = Guard(
+        gateway.registry.current,
+        GuardedCatalog(gateway).quarantine,
+        lambda: None,
+        gateway.state.placing.kept_back,
+        gateway.state.metrics,
+    )
+    gateway.state.observers.append(guard.observe)
+    engine.handler = fails(Fault.ADAPTER)
+    assert (await ask(gateway))[0] == 502
+    await guard.close()
 
 
 async def _register_residency(gateway: Gateway, directory: Path) -> None:
