@@ -23,6 +23,7 @@ from adapters.registry.registering import check_names, finish, write_serving
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.durable import fsync_directory, fsync_file, store_io
 from adapters.store.layout import StoreLayout
+from adapters.store.locks import store_lock
 from adapters.store.publish import stage
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def keep_report(layout: StoreLayout, digest: str, files: Mapping[str, bytes]) ->
     """
     target = layout.report(digest)
     temporary = layout.reports / f".{target.name}.{secrets.token_hex(6)}"
-    with store_io(layout.root):
+    # The lock tells gc that what it sees half-written is being written.
+    with store_lock(layout, shared=True), store_io(layout.root):
         layout.reports.mkdir(exist_ok=True)
         try:
             temporary.mkdir()

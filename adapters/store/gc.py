@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters.store.durable import fsync_directory, store_io
 from adapters.store.job_files import job_lives
-from adapters.store.layout import StoreLayout
+from adapters.store.layout import HALF_REPORT, StoreLayout
 from adapters.store.leases import dead_engines, held_digests, remove_dead_leases
 from adapters.store.locks import open_lock_file, store_lock, try_flock
 from adapters.store.publish import staging_lives
@@ -57,7 +57,11 @@ def collect(
             orphans = [digest for digest in layout.stored_digests() if digest not in keep]
             doomed = [digest for digest in orphans if digest not in held]
             reports = [d for d in layout.reported_digests() if d not in keep and d not in held]
-            dead = [*_dead_staging(layout), *_nobodys_jobs(layout, set(jobs()))]
+            dead = [
+                *_dead_staging(layout),
+                *_half_reports(layout),
+                *_nobodys_jobs(layout, set(jobs())),
+            ]
             leases = dead_engines(layout) if dry_run else remove_dead_leases(layout)
             size = sum(_size(layout.blob(digest)) for digest in doomed)
             size += sum(_size(layout.report(digest)) for digest in reports)
@@ -85,6 +89,13 @@ def _dead_staging(layout: StoreLayout) -> list[Path]:
     if not layout.staging.is_dir():
         return []
     return sorted(entry for entry in layout.staging.iterdir() if not staging_lives(entry))
+
+
+def _half_reports(layout: StoreLayout) -> list[Path]:
+    """What is left of reports whose writer was killed: a writer holds the store's shared lock."""
+    if not layout.reports.is_dir():
+        return []
+    return sorted(entry for entry in layout.reports.iterdir() if HALF_REPORT.fullmatch(entry.name))
 
 
 def _nobodys_jobs(layout: StoreLayout, known: set[str]) -> list[Path]:

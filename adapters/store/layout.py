@@ -25,6 +25,8 @@ STORE_FORMAT = 1
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _ENGINE_NAME = re.compile(r"sha256-([0-9a-f]{64})")
 _BLOB_DIRECTORY = re.compile(r"[0-9a-f]{64}")
+# A report that is being written, or whose writer was killed.
+HALF_REPORT = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{12}")
 
 
 def engine_name(digest: str) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.catalog import Catalog
 from adapters.compositions import Part, Recipe
-from adapters.errors import AlreadyExists, BaseNotFound, NotHotServable, StoreError
+from adapters.errors import AlreadyExists, BaseNotFound, NotHotServable, StoreBusy, StoreError
 from adapters.frozen import Lane
 from adapters.models import Manifest, MergeRecord, Origin, Registered
 from adapters.serving.document import SERVING_FILE, Serving
+from adapters.store.locks import store_lock
 
 
 def _model(root: Path, text: str = "weights") -> Path:
@@ -124,6 +128,41 @@ def test_the_report_goes_when_the_version_does(catalog: Catalog, tmp_path: Path)
     assert [path.name for path in catalog.layout.reports.iterdir()] == [
         catalog.layout.report(kept.digest).name
     ]
+
+
+class _Endless(dict[str, bytes]):
+    """Files of a report, of which the second never comes; `told` is written to before it."""
+
+    told: int
+
+    def items(self) -> Any:
+        yield "report.json", b"{}"
+        os.write(self.told, b"1")
+        signal.pause()
+
+
+def test_what_a_killed_writer_left_of_a_report_goes(catalog: Catalog, tmp_path: Path) -> None:
+    made = _add(catalog, _model(tmp_path / "model"))
+    whole = catalog.keep_report(made.digest, {"report.json": b"{}"})
+    hears, told = os.pipe()
+    writer = os.fork()
+    if writer == 0:
+        files = _Endless()
+        files.told = told
+        catalog.keep_report(made.digest, files)
+        os._exit(1)
+    assert os.read(hears, 1) == b"1"
+    # Nothing is taken from under a writer.
+    with pytest.raises(StoreBusy), store_lock(catalog.layout, shared=False, timeout=0.05):
+        pass
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    [left] = [path for path in catalog.layout.reports.iterdir() if path != whole]
+    assert catalog.gc(dry_run=True).staging == (left.name,)
+    catalog.gc()
+    assert list(catalog.layout.reports.iterdir()) == [whole]
+    os.close(hears)
+    os.close(told)
 
 
 def test_a_damaged_one_is_found_and_made_whole_by_the_same_merge(
