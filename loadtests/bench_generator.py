@@ -10,33 +10,13 @@ between tokens differs from what the server was told to wait. A run whose share 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from loadtests import running
 from loadtests.scenarios import parse
+from loadtests.scripted import scripted
 
 # Streams, and seconds between a stream's tokens.
 _LOADS = ((16, 0.02), (64, 0.02), (64, 0.01), (256, 0.05), (64, 0.0))
-
-
-@contextmanager
-def scripted(interval: float) -> Iterator[str]:
-    """A scripted server's URL."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "loadtests.scripted", "--interval", str(interval)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-    finally:
-        child.kill()
-        child.wait()
 
 
 def main() -> None:
@@ -57,7 +37,7 @@ def main() -> None:
                 "duration": options.duration,
             },
         )
-        with scripted(interval) as url:
+        with scripted("--interval", str(interval)) as url:
             summary = running.run(scenario, url)
         between = summary.all.itl_ms.p50 or float("nan")
         print(

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import uvloop
@@ -146,6 +148,23 @@ async def _serve(options: argparse.Namespace) -> None:
     # It ends with who started it, however that ends.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await asyncio.wait_for(runner.cleanup(), 5)
+
+
+@contextmanager
+def scripted(*arguments: str) -> Iterator[str]:
+    """The URL of one in a process of its own, as long as it is wanted."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "loadtests.scripted", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        yield child.stdout.readline().strip()
+    finally:
+        child.kill()
+        child.wait()
 
 
 def main() -> None:

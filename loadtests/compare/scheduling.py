@@ -14,7 +14,7 @@ from statistics import median
 from adapters.errors import AdapterctlError, ToolFailed
 from demo.prepare import BASE_NAME
 from loadtests.adapters import ATTENTION, make_store
-from loadtests.compare.bars import Row, Table, at_least, at_most, middle, ratio
+from loadtests.compare.bars import Bar, Row, Table, at_least, at_most, middle, ratio
 from loadtests.compare.session import Session
 from loadtests.live import LiveServer
 from loadtests.reporting.summary import Figures, Summary
@@ -193,6 +193,16 @@ def rows(samples: Samples) -> tuple[Row, ...]:
     def rate(name: str) -> str:
         return f"throughput: {name}"
 
+    def compared(title: str, over: str, under: str, unit: str, bar: Bar | None) -> Row:
+        figures = _figures(samples, over, under, unit)
+        return Row(title, ratio(samples, over, under), figures, bar)
+
+    def first_token(title: str, over: str, under: str, bar: Bar | None = None) -> Row:
+        return compared(title, first(over), first(under), "ms", bar)
+
+    def throughput(title: str, over: str, under: str, bar: Bar) -> Row:
+        return compared(title, rate(over), rate(under), "tokens/s", bar)
+
     cold = [
         c / (1.3 * w + 50)
         for c, w in zip(
@@ -200,41 +210,17 @@ def rows(samples: Samples) -> tuple[Row, ...]:
         )
     ]
     return (
-        Row(
-            "first token, 16 adapters on 8 slots : 8 on 8",
-            ratio(samples, first(OVER), first(FULL)),
-            _figures(samples, first(OVER), first(FULL), "ms"),
-            at_most(2.0),
-        ),
-        Row(
-            "throughput, 16 adapters on 8 slots : 8 on 8",
-            ratio(samples, rate(OVER), rate(FULL)),
-            _figures(samples, rate(OVER), rate(FULL), "tokens/s"),
-            at_least(0.8),
-        ),
-        Row(
-            "throughput, Zipf over all : one adapter",
-            ratio(samples, rate(ZIPF), rate(ONE)),
-            _figures(samples, rate(ZIPF), rate(ONE), "tokens/s"),
-            at_least(0.6),
-        ),
-        Row(
-            "first token, Zipf over all : one adapter",
-            ratio(samples, first(ZIPF), first(ONE)),
-            _figures(samples, first(ZIPF), first(ONE), "ms"),
-        ),
+        first_token("first token, 16 adapters on 8 slots : 8 on 8", OVER, FULL, at_most(2.0)),
+        throughput("throughput, 16 adapters on 8 slots : 8 on 8", OVER, FULL, at_least(0.8)),
+        throughput("throughput, Zipf over all : one adapter", ZIPF, ONE, at_least(0.6)),
+        first_token("first token, Zipf over all : one adapter", ZIPF, ONE),
         Row(
             "first token, cold : (1.3 × warm + 50 ms)",
             median(cold) if cold else None,
             _figures(samples, first(COLD_FIRST), first(WARM_FIRST), "ms, cold : warm"),
             at_most(1.0),
         ),
-        Row(
-            "first token, quiet tenant beside 50 : alone",
-            ratio(samples, first(BESIDE), first(ALONE)),
-            _figures(samples, first(BESIDE), first(ALONE), "ms"),
-            at_most(2.5),
-        ),
+        first_token("first token, quiet tenant beside 50 : alone", BESIDE, ALONE, at_most(2.5)),
     )
 
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +21,11 @@ from loadtests import running, scenarios
 from loadtests.reporting.summary import Summary
 from loadtests.run import main
 from loadtests.scenarios import Scenario, parse
+from loadtests.scripted import scripted
 from tests.quantize.quality.pages import Page
 
 FAULTS = "refused,failing,breaking,wrong,empty,stalling,countless,paired"
 SMALL: dict[str, Any] = {"prompt_tokens": 20, "output_tokens": 8, "timeout": 20}
-
-
-@contextmanager
-def scripted(*arguments: str) -> Iterator[str]:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "loadtests.scripted", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
-        yield child.stdout.readline().strip()
-    finally:
-        child.kill()
-        child.wait()
 
 
 @pytest.fixture(scope="module")
