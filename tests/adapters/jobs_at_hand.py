@@ -29,12 +29,22 @@ def dead_job(catalog: Catalog, wanted: MergeOrder) -> JobRecord:
 @contextmanager
 def living_job(catalog: Catalog, wanted: MergeOrder) -> Iterator[JobRecord]:
     """A job in the queue that lives as long as the block."""
-    job_id = new_job_id()
-    lock = take_job_lock(catalog.layout, job_id)
-    assert lock is not None
-    with closing(RegistryWriter(catalog.layout.root)) as writer, writer.transaction() as connection:
-        assert add_job(connection, job_id, wanted, "tester")
+    job_id, lock = _added(catalog, wanted)
     try:
         yield catalog.job(job_id)
     finally:
         os.close(lock)
+
+
+def _added(catalog: Catalog, wanted: MergeOrder) -> tuple[str, int]:
+    """A new job and its lock; ids of one second collide once in a thousand times."""
+    with closing(RegistryWriter(catalog.layout.root)) as writer:
+        while True:
+            job_id = new_job_id()
+            lock = take_job_lock(catalog.layout, job_id)
+            if lock is None:
+                continue
+            with writer.transaction() as connection:
+                if add_job(connection, job_id, wanted, "tester"):
+                    return job_id, lock
+            os.close(lock)
