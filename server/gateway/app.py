@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
 import adapters
 from server.engine.engines import EngineState
 from server.gateway.errors import install_error_handlers
+from server.gateway.exposition import Exposition
 from server.gateway.models_route import models_router
 from server.gateway.relay import SERVER_SEND, relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
@@ -62,9 +63,16 @@ def health_router(state: GatewayState) -> APIRouter:
         state.engine.transport()
         return {"status": EngineState.READY.value}
 
+    exposition = state.exposition or Exposition(state.metrics.registry)
+
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        text = generate_latest(state.metrics.registry)
+        text = await exposition.text()
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @router.get("/metrics/picker", summary="What an endpoint picker reads", response_class=Response)
+    async def picker_metrics() -> Response:
+        text = b"" if state.picker is None else state.picker.text()
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

@@ -80,21 +80,26 @@ class Guard:
         metrics: GatewayMetrics,
         *,
         first_retry: float = FIRST_RETRY,
+        taken_back: Callable[[str], None] = lambda adapter: None,
     ):
         """`kept_back` has what the registry does not say yet: the digests that nothing is sent
-        to, with the reason. `refresh` brings what was written into the snapshot."""
+        to, with the reason. `refresh` brings what was written into the snapshot. `taken_back`
+        hears of an adapter whose quarantined version was a canary."""
         self._snapshot = snapshot
         self._quarantine = quarantine
         self._refresh = refresh
         self._kept_back = kept_back
         self._label = metrics.label
         self._first_retry = first_retry
+        self._taken_back = taken_back
         self._writing: set[asyncio.Task[None]] = set()
-        self._quarantines = Counter(
-            "adapterctl_quarantines",
-            "Versions quarantined for an output that was not finite.",
-            ["adapter"],
-            registry=metrics.registry,
+        self._quarantines = metrics.bounded(
+            Counter(
+                "adapterctl_quarantines",
+                "Versions quarantined for an output that was not finite.",
+                ["adapter"],
+                registry=metrics.registry,
+            )
         )
 
     def observe(self, o: Observation) -> None:
@@ -109,6 +114,9 @@ class Guard:
             return
         self._kept_back[version.digest] = REASON
         self._quarantines.labels(self._label(o.adapter)).inc()
+        splits = (split for route in adapter.routes.values() for split in route.splits)
+        if any(split.number == version.number for split in splits):
+            self._taken_back(o.adapter)
         writing = self._write(f"{o.adapter}:v{o.number}", version.digest)
         task = asyncio.get_running_loop().create_task(writing)
         self._writing.add(task)
