@@ -24,11 +24,11 @@ from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
 from adapters.tenants import ADMIN
+from server.connection import Connection
 from server.gateway.admin import admin_router
 from server.gateway.app import create_app
 from server.gateway.assembly import Serving, assemble
 from server.gateway.banner import admin_key_notice, ready_banner
-from server.gateway.connection import Connection
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
 from server.settings import ServeSettings
 
