@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 from adapters.errors import NotFound, UsageError
@@ -16,6 +17,27 @@ INFERENCE: Scope = "inference"
 SCOPES = (INFERENCE, ADMIN)
 
 MAX_LABEL = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a key or a tenant may use at most; None: as much as it likes, else at least 1.
+
+    requests_per_minute: requests begun in any minute; tokens_per_minute: tokens read and written;
+    concurrent: requests being answered at the same time.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether it holds nobody back."""
+        return self == UNLIMITED
+
+
+UNLIMITED = Quota()
 
 # One word: it is a metric's label, a settings file's key and a header's value.
 _TENANT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
