@@ -17,6 +17,7 @@ from adapters.catalog import Catalog
 from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
+from adapters.store.content import blob_problem
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions
 from server.engine.command import EngineCommand, engine_command
@@ -143,6 +144,7 @@ def assemble(serving: Serving) -> Parts:
         watcher.refresh,
         placing.kept_back,
         metrics,
+        lambda digest: blob_problem(layout.blob(digest), digest),
         taken_back=taken_back,
     )
 
@@ -201,7 +203,12 @@ def assemble(serving: Serving) -> Parts:
         lanes=lanes,
         keep_up=reconciler.keep_up,
         callers=Callers(
-            snapshot, weights=settings.tenant_weights, tenant_header=settings.tenant_header
+            snapshot,
+            weights=settings.tenant_weights,
+            adapters=settings.tenant_adapters,
+            tenant_header=settings.tenant_header,
+            require=settings.require_key,
+            public=not settings.loopback_only,
         ),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,

@@ -52,3 +52,8 @@ class GatewayState:
     exposition: Exposition | None = None
     # None: nobody sends requests to several servers by their metrics.
     picker: PickerMetrics | None = None
+
+    def salts(self) -> bool:
+        """Whether the engine's prefix cache is kept apart by tenant."""
+        wanted = self.settings.tenant_cache_salt
+        return self.callers.told_apart if wanted == "auto" else wanted == "always"
