@@ -24,8 +24,8 @@ from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
 from server.gateway.admin import admin_router
-from server.gateway.app import create_app
-from server.gateway.assembly import Serving, assemble
+from server.gateway.app import Lifespan, create_app
+from server.gateway.assembly import Parts, Serving, assemble
 from server.gateway.auth import AdminGate
 from server.gateway.banner import ready_banner
 from server.gateway.connection import Connection
@@ -67,6 +67,21 @@ def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
     )
 
 
+def application(serving: Serving, parts: Parts, lifespan: Lifespan) -> FastAPI:
+    """Everything that answers over HTTP."""
+    settings = serving.settings
+    admin = admin_router(
+        serving.catalog,
+        refresh=serving.watcher.refresh,
+        engines=lambda: [parts.engine.status().model_dump(mode="json")],
+        lanes=parts.operations,
+        require_admin_key=settings.admin_key_needed,
+        access_of=parts.state.callers.access_of,
+        jobs_at_once=settings.jobs_at_once,
+    )
+    return create_app(parts.state, admin, lifespan, metrics_gate(serving.catalog, settings))
+
+
 def metrics_gate(catalog: Catalog, settings: ServeSettings) -> AdminGate | None:
     """Who may read the metrics, which name every adapter and tenant; None: everybody."""
     if settings.open_metrics:
@@ -100,23 +115,10 @@ class _Server:
         self._watcher = serving.watcher
         self._listener = listener
         self._url = url_of(listener)
-        self._parts = parts = assemble(serving)
-        settings = serving.settings
-        admin = admin_router(
-            serving.catalog,
-            refresh=serving.watcher.refresh,
-            engines=lambda: [parts.engine.status().model_dump(mode="json")],
-            lanes=parts.operations,
-            require_admin_key=settings.admin_key_needed,
-            access_of=parts.state.callers.access_of,
-            jobs_at_once=settings.jobs_at_once,
-        )
-        app = create_app(
-            parts.state, admin, self._lifespan, metrics_gate(serving.catalog, settings)
-        )
+        self._parts = assemble(serving)
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
-                app,
+                application(serving, self._parts, self._lifespan),
                 http=Connection,
                 log_level="warning",
                 access_log=False,
@@ -124,7 +126,7 @@ class _Server:
                 # Nothing here looks at who is behind a proxy, or at web sockets.
                 proxy_headers=False,
                 ws="none",
-                timeout_graceful_shutdown=int(settings.stop_timeout),
+                timeout_graceful_shutdown=int(self._settings.stop_timeout),
             )
         )
         self._failure: AdapterctlError | None = None
