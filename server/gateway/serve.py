@@ -23,13 +23,13 @@ from adapters.errors import AdapterctlError, BaseError, EngineStartFailed, Usage
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
+from server.connection import Connection
 from server.gateway.admin import admin_router
 from server.gateway.app import Lifespan, create_app
 from server.gateway.assembly import Parts, Serving, assemble
 from server.gateway.auth import AdminGate
 from server.gateway.banner import ready_banner
-from server.gateway.connection import Connection
-from server.gateway.runtime import announced, listen, runtime_directory, url_of
+from server.gateway.runtime import allow_connections, announced, listen, runtime_directory, url_of
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
@@ -37,6 +37,7 @@ PROGRESS_INTERVAL = 5.0
 
 def run(settings: ServeSettings) -> None:
     """Serve until SIGTERM or SIGINT; raises AdapterctlError when it cannot begin."""
+    allow_connections()
     with contextlib.ExitStack() as stack:
         catalog = stack.enter_context(Catalog.open(settings.store))
         base = _serving_base(catalog, settings.base)
@@ -119,7 +120,7 @@ class _Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 application(serving, self._parts, self._lifespan),
-                http=Connection,
+                http=Connection.within(self._settings.write_timeout),
                 log_level="warning",
                 access_log=False,
                 server_header=False,

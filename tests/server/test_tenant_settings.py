@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import UsageError
-from server.settings import ServeSettings, load_settings
+from server.configuration import load_settings
+from server.settings import ServeSettings
 from server.tenant_settings import parse_tenant_adapters
 
 NAME = st.text("abz019", min_size=1, max_size=6)

@@ -27,8 +27,8 @@ from adapters.registry.snapshot import Snapshot
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
+from server.connection import Connection
 from server.engine.pool import EnginePool
-from server.gateway.connection import Connection
 from server.gateway.state import GatewayState
 
 if TYPE_CHECKING:
@@ -254,12 +254,18 @@ async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, *, write_timeout: float = 60.0) -> AsyncIterator[str]:
     """The application on a free loopback port, by uvicorn as in production."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http=Connection, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Config(
+            app,
+            http=Connection.within(write_timeout),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+        )
     )
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))
