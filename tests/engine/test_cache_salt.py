@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from loadtests.live import LiveServer
-from server.engine.transport import EngineTransport
+from server.engine.transport import EngineAddress, EngineTransport
 
 # Longer than several blocks of the CPU engine's cache, which are found or not as a whole.
-LONG = " ".join(f"Sentence {k} is about harbours, ships and the weather at sea." for k in range(40))
+LONG = " ".join(f"Sentence {k} is about harbours, ships and the weather at sea." for k in range(24))
+USER = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 1}
 HITS = re.compile(r"^vllm:prefix_cache_hits_total\{.*\} (\S+)$", re.MULTILINE)
 
 
@@ -44,7 +45,8 @@ def ask(server: LiveServer, path: str, body: dict[str, Any], tenant: str) -> Non
 
 
 async def hits(server: LiveServer) -> float:
-    transport = EngineTransport(X)
+    address = EngineAddress.parse(str(server.engine()["address"]))
+    transport = EngineTransport(address, 5)
     try:
         response = await transport.send("GET", "/metrics", body=None, headers={})
         return sum(map(float, HITS.findall((await response.read()).decode())))
@@ -56,11 +58,8 @@ async def hits(server: LiveServer) -> float:
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": LONG, "max_tokens": 1}),
-        (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": LONG}], "max_tokens": 1},
-        ),
-        ("/v1/messages", {"messages": [{"role": "user", "content": LONG}], "max_tokens": 1}),
+        ("/v1/chat/completions", USER),
+        ("/v1/messages", USER),
         ("/v1/responses", {"input": LONG, "max_output_tokens": 16}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
