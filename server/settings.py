@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from adapters.errors import UsageError
 from adapters.frozen import Frozen
 from adapters.tenants import is_tenant
+from server.quota_settings import TenantQuota, TenantQuotas
 
 ENV_PREFIX = "ADAPTERCTL_"
 
@@ -185,6 +186,29 @@ class ServeSettings(Frozen):
         "server can then be any tenant: only behind a proxy that sets it itself.",
     )
 
+    tenant_quotas: TenantQuotas = Field(
+        {},
+        description="What tenants may use at most, as `acme:requests=60,tokens=10000,concurrent=4 "
+        "*:requests=10` (a minute; at once), in the file a table for each; `*` is for all others.",
+    )
+    quota_storage: str | None = Field(
+        None,
+        description="Where several servers count quotas together (redis://…, rediss://…, "
+        "unix://…); default: each in its own memory.",
+    )
+    quota_storage_down: Literal["open", "closed"] = Field(
+        "open",
+        description="While that storage does not answer: `open` counts in each server's own "
+        "memory, `closed` refuses with 503 who has a quota.",
+    )
+
+    @field_validator("quota_storage")
+    @classmethod
+    def _known_storage(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
     @field_validator("engine_url")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
@@ -264,6 +288,9 @@ def load_settings(
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise UsageError(f"'{key}' is not set: give --{key.replace('_', '-')}") from None
+        if first["type"] == "extra_forbidden" and len(first["loc"]) > 1:
+            known = ", ".join(TenantQuota.model_fields)
+            raise UsageError(f"'{key}' is no quota; quotas are: {known}") from None
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(ServeSettings.model_fields))
             raise UsageError(f"'{key}' is no setting; the settings are: {known}") from None

@@ -41,6 +41,7 @@ from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.observing import Observation
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
+from server.gateway.quotas.making import made_quotas
 from server.gateway.reconciling import Reconciler
 from server.gateway.residents import ResidencyCollector
 from server.gateway.running import RunningLanes, free_bytes, merged_states
@@ -92,6 +93,7 @@ class Parts:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
         await self.guard.close()
+        await self.state.quotas.close()
 
 
 def assemble(serving: Serving) -> Parts:
@@ -169,6 +171,7 @@ def assemble(serving: Serving) -> Parts:
         callers=Callers(
             snapshot, weights=settings.tenant_weights, tenant_header=settings.tenant_header
         ),
+        quotas=made_quotas(settings, metrics),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
         observers=[guard.observe, sight.traffic.observe, watching.observe],

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from adapters.errors import InvalidRequest
 from adapters.registry.key_lookup import hash_secret
 from adapters.registry.snapshot import Snapshot
-from adapters.tenants import DEFAULT_TENANT, is_tenant
+from adapters.tenants import DEFAULT_TENANT, Quota, is_tenant
 
 _KEY_PREFIX = "ak-"
 # No key is longer; what is, need not be hashed.
@@ -25,11 +25,12 @@ _LONGEST_KEY = 128
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Whose request it is. `weight`: the tenant's share when there is not enough for all; `key`:
-    the id of the key that says so, None without one."""
+    the id of the key that says so, None without one. `quota`: what that key may use at most."""
 
     tenant: str
     weight: float
     key: str | None
+    quota: Quota | None = None
 
 
 class Callers:

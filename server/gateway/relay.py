@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
-from server.gateway.admission.tickets import Cost, Ticket
+from server.gateway.admission.tickets import FREE, Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
 from server.gateway.copying import PRIORITY_HEADER
@@ -53,6 +53,8 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         exchange.called_by(caller.tenant)
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
+        cost = Cost.of(document, len(body)) if route.computes else FREE
+        exchange.grant = await state.quotas.admit(caller, cost)
         asked = Asked(_request_id(request), request.headers, document)
         resolved = await state.compositions.resolve(model_of(document))
         state.keep_up()
@@ -64,7 +66,6 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         await fill_in(document, state, route, target)
         ticket = None
         if route.computes:
-            cost = Cost.of(document, len(body))
             ticket = Ticket(caller.tenant, target.digest, cost, caller.weight)
         relayed = _Relayed(
             state, exchange, target, Client(request), asked, strip=strip_usage, ticket=ticket
@@ -241,6 +242,7 @@ class _Relayed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._exchange.usage(self._events.usage)
+            self._exchange.seen = self._events.token_events
             self._exchange.end(outcome)
             self._close(self._events.usage)
 
@@ -298,6 +300,8 @@ class _Relayed(Response):
             "x-adapterctl-lane": self._hold.lane,
             "x-adapterctl-queued": str(round(self._sending.queued * 1000)),
         }
+        if self._exchange.grant is not None:
+            headers.update(self._exchange.grant.headers)
         if self._target.role is not Role.PLAIN:
             headers["x-adapterctl-route"] = self._target.role.value
         return headers

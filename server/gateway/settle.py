@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from adapters.tenants import DEFAULT_TENANT
 from server.gateway.metrics import NONE, AdapterSeries, GatewayMetrics, TenantSeries
 from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observer
+from server.gateway.quotas.quotas import Grant
 from server.gateway.sse import Usage
 from server.gateway.target import Target
 
 log = logging.getLogger(__name__)
+
+# Ends without the engine's count of tokens that it worked for all the same.
+_WORKED_FOR = frozenset({"ok", "client_gone", "engine_timeout", "output_not_finite"})
 
 # An adapter and its version's number; None: a base itself.
 Answering = tuple[str, int | None]
@@ -48,6 +52,10 @@ class Exchange:
         self._answer: bytearray | None = None
         # Of a reference with a route, for the observers.
         self.asked: Answered | None = None
+        # What it counts in, where its key or its tenant has a quota.
+        self.grant: Grant | None = None
+        # Tokens of a streamed answer that were seen.
+        self.seen = 0
 
     def begin(self, target: Target) -> None:
         """The reference is resolved: from here on it counts for its adapter."""
@@ -105,6 +113,8 @@ class Exchange:
             return
         self._open = False
         now = time.monotonic()
+        if self.grant is not None:
+            self._settle(self.grant, outcome)
         self._metrics.requests.labels(self._series.label, self._lane, self._path, outcome).inc()
         self._metrics.tenant_requests.labels(self._tenant_series.label, outcome).inc()
         if self._target is None:
@@ -134,6 +144,18 @@ class Exchange:
             asked=self.asked,
             tenant=self._tenant,
         )
+
+    def _settle(self, grant: Grant, outcome: str) -> None:
+        usage = self._usage
+        if usage.prompt_tokens or usage.completion_tokens:
+            grant.end(usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens)
+        elif self._sent is None or outcome not in _WORKED_FOR:
+            grant.end(0)
+        elif self._first is not None:
+            # Left, or broken off, in the middle: the engine's count was to come at the end.
+            grant.end(grant.cost.prompt_tokens + self.seen)
+        else:
+            grant.end(None)
 
     def _leave(self, answering: Answering) -> None:
         self._in_flight[answering] -= 1

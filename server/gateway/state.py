@@ -16,6 +16,7 @@ from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.observing import Observer
 from server.gateway.placing import Placing
+from server.gateway.quotas.quotas import Quotas
 from server.gateway.settle import Answering
 from server.gateway.target import Withdrawn, nothing_withdrawn
 from server.settings import ServeSettings
@@ -28,7 +29,7 @@ class GatewayState:
     `observers` hear of every ended request that named something known. `withdrawn` says which
     splits of routes (by the route's id, version and lane) get no more requests, though the
     snapshot still has them. `keep_up` has the engines follow the newest snapshot; a comparison
-    where nothing is new. `callers` knows whose requests they are.
+    where nothing is new. `callers` knows whose requests they are, `quotas` what those may use.
     """
 
     settings: ServeSettings
@@ -42,6 +43,7 @@ class GatewayState:
     lanes: Lanes
     keep_up: Callable[[], None]
     callers: Callers
+    quotas: Quotas
     withdrawn: Withdrawn = nothing_withdrawn
     # By adapter and version.
     in_flight: Counter[Answering] = field(default_factory=Counter)

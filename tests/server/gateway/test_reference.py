@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapters.tenants import Quota
 from server.engine.not_finite import Fault
 from server.engine.residency import ResidencyCache
 from server.engine.transport import EngineAddress, EngineTransport
@@ -51,6 +52,8 @@ async def test_the_metrics_are_documented(
     own.scored("pirate", Role.CANARY, 1.0)
     own.copied("pirate", "ok")
     own.compared("pirate", 1.0, same=True)
+    gateway.state.quotas.replace({"default": Quota(requests_per_minute=1)})
+    assert [(await ask(gateway))[0] for _ in range(2)][1] == 429
     merged(gateway)
     gateway.state.keep_up()
     await until(lambda: gateway.pool.ready(MODEL))
