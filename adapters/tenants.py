@@ -11,12 +11,15 @@ from adapters.errors import NotFound, UsageError
 # Who calls without a key that says otherwise.
 DEFAULT_TENANT = "default"
 
-Scope = Literal["inference", "admin"]
+Scope = Literal["infer", "register", "admin"]
+INFER: Scope = "infer"
+REGISTER: Scope = "register"
 ADMIN: Scope = "admin"
-INFERENCE: Scope = "inference"
-SCOPES = (INFERENCE, ADMIN)
+SCOPES = (INFER, REGISTER, ADMIN)
 
 MAX_LABEL = 128
+# Beyond what anything counts in a minute; SQLite's and JavaScript's integers hold it.
+MAX_QUOTA = 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,15 @@ def check_tenant(name: str) -> str:
             param="tenant",
         )
     return name
+
+
+def check_quota(quota: Quota) -> Quota:
+    """A key's quota, or UsageError for a number that lets nothing through, or is too large."""
+    for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+        value = getattr(quota, name)
+        if value is not None and not 1 <= value <= MAX_QUOTA:
+            raise UsageError(f"{name} must be 1 to {MAX_QUOTA}, not {value}", param=name)
+    return quota
 
 
 def no_key(key_id: str) -> NotFound:

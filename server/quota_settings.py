@@ -83,6 +83,15 @@ def _named(value: dict[str, TenantQuota]) -> dict[str, TenantQuota]:
     return value
 
 
+def _known_storage(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
+# Where several servers count together; it may hold a password.
+StorageUrl = Annotated[str, AfterValidator(_known_storage)]
+
 TenantQuotas = Annotated[
     dict[str, TenantQuota],
     BeforeValidator(_read),

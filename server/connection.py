@@ -1,7 +1,8 @@
 """A client's connection: the head of an answer leaves together with what follows it.
 
-uvicorn writes the status and headers by themselves, so that every answer costs the gateway one more
-system call and its client one more wake-up, for a packet with which it can do nothing yet.
+uvicorn writes the status and headers by themselves, so that every answer costs the server one more
+system call and its client one more wake-up, for a packet with which it can do nothing yet. That
+holds for the gateway, and for the engine, whose client is the gateway.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD = b"HTTP/1.1 "
@@ -20,6 +22,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes, but do the same.
         super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
+
+
+def hold_heads() -> None:
+    """Have the uvicorn that somebody else starts in this process do so, too."""
+    HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
 class HeadHolder(asyncio.Transport):
