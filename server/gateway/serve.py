@@ -29,7 +29,7 @@ from server.gateway.app import create_app
 from server.gateway.assembly import Serving, assemble
 from server.gateway.auth import AdminGate
 from server.gateway.banner import ready_banner
-from server.gateway.runtime import announced, listen, runtime_directory, url_of
+from server.gateway.runtime import allow_connections, announced, listen, runtime_directory, url_of
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
@@ -37,6 +37,7 @@ PROGRESS_INTERVAL = 5.0
 
 def run(settings: ServeSettings) -> None:
     """Serve until SIGTERM or SIGINT; raises AdapterctlError when it cannot begin."""
+    allow_connections()
     with contextlib.ExitStack() as stack:
         catalog = stack.enter_context(Catalog.open(settings.store))
         base = _serving_base(catalog, settings.base)
@@ -117,7 +118,7 @@ class _Server:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=Connection.within(settings.write_timeout),
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from adapters.errors import UsageError
 from adapters.tenants import Quota
+from server.configuration import load_settings
 from server.quota_settings import EVERYBODY, TenantQuota, parse_quotas, quotas_of
-from server.settings import ServeSettings, load_settings
+from server.settings import ServeSettings
 
 _FILE = """
 store = "s"

@@ -254,12 +254,18 @@ async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, *, write_timeout: float = 60.0) -> AsyncIterator[str]:
     """The application on a free loopback port, by uvicorn as in production."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http=Connection, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Config(
+            app,
+            http=Connection.within(write_timeout),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+        )
     )
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))
