@@ -218,6 +218,9 @@ class ServeSettings(Frozen):
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )
+    metric_versions: int = Field(
+        8, ge=1, description="Versions of an adapter that get metric labels of their own."
+    )
     metric_tenants: int = Field(
         100, ge=1, description="Tenants that get metric labels of their own; the rest: `other`."
     )

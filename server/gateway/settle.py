@@ -60,9 +60,13 @@ class Exchange:
     def begin(self, target: Target) -> None:
         """The reference is resolved: from here on it counts for its adapter."""
         self._target = target
-        self._series = self._metrics.of_adapter(target.adapter)
         self._lane = target.ways.lane
-        self._series.in_flight.inc()
+        version = NONE if target.number is None else f"v{target.number}"
+        self._series = self._metrics.of_adapter(target.adapter, version, self._lane)
+        # Of what is counted up now, whatever becomes of the labels meanwhile.
+        self._counted = self._series.in_flight, self._tenant_series.in_flight
+        for gauge in self._counted:
+            gauge.inc()
         self._in_flight[target.adapter, target.number] += 1
         if target.watched:
             self._answer = bytearray()
@@ -75,7 +79,10 @@ class Exchange:
     def sent(self, lane: str, waited: float) -> None:
         """It goes to the engine of `lane`, after `waited` seconds for that engine; the last time
         counts, where an engine was dead and another one got it."""
-        self._lane = lane
+        if lane != self._lane:
+            own = self._series
+            self._lane = lane
+            self._series = self._metrics.in_lane(own.label, own.version, lane)
         self._waited = waited
         self._sent = time.monotonic()
 
@@ -115,13 +122,17 @@ class Exchange:
         now = time.monotonic()
         if self.grant is not None:
             self._settle(self.grant, outcome)
-        self._metrics.requests.labels(self._series.label, self._lane, self._path, outcome).inc()
+        self._series.requests(self._path, outcome).inc()
         self._metrics.tenant_requests.labels(self._tenant_series.label, outcome).inc()
         if self._target is None:
             return
-        self._series.in_flight.dec()
         self._leave((self._target.adapter, self._target.number))
-        self._series.duration.observe(now - self._arrived)
+        for gauge in self._counted:
+            gauge.dec()
+        for series in (self._series, self._tenant_series):
+            series.duration.observe(now - self._arrived)
+            if self._sent is not None:
+                series.wait.observe(self._waited)
         if self._observers:
             self._tell(self._observation(self._target, outcome, now))
 

@@ -12,9 +12,11 @@ from adapters.serving.stored import ServingDocuments
 from server.engine.engines import Engine
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
+from server.gateway.exposition import Exposition
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.observing import Observer
+from server.gateway.picker_metrics import PickerMetrics
 from server.gateway.placing import Placing
 from server.gateway.quotas.quotas import Quotas
 from server.gateway.settle import Answering
@@ -48,6 +50,10 @@ class GatewayState:
     # By adapter and version.
     in_flight: Counter[Answering] = field(default_factory=Counter)
     observers: list[Observer] = field(default_factory=list)
+    # None: the gateway's own metrics, and no engine's.
+    exposition: Exposition | None = None
+    # None: nobody sends requests to several servers by their metrics.
+    picker: PickerMetrics | None = None
 
     def salts(self) -> bool:
         """Whether the engine's prefix cache is kept apart by tenant."""
