@@ -13,11 +13,13 @@ from starlette.types import Receive, Scope, Send
 
 import adapters
 from server.engine.engines import EngineState
+from server.gateway.entry import Entry
 from server.gateway.errors import install_error_handlers
 from server.gateway.models_route import models_router
-from server.gateway.relay import SERVER_SEND, relay
+from server.gateway.relay import relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
 from server.gateway.state import GatewayState
+from server.gateway.stopping import not_ready
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -32,6 +34,7 @@ def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> Fas
         lifespan=lifespan,
         redoc_url=None,
     )
+    app.enter_by(state)
     install_error_handlers(app)
     app.include_router(health_router(state))
     app.include_router(models_router(state))
@@ -42,11 +45,15 @@ def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> Fas
 
 
 class _Application(FastAPI):
-    """Notes the server's own `send`: events of a stream need not go through every middleware's."""
+    """FastAPI's, behind an Entry."""
+
+    def enter_by(self, state: GatewayState) -> None:
+        """Once, before anything is served."""
+        origins = state.settings.cors_origins
+        self._entry = Entry(super().__call__, state.stopping, origins=origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SERVER_SEND] = send
-        await super().__call__(scope, receive, send)
+        await self._entry(scope, receive, send)
 
 
 def health_router(state: GatewayState) -> APIRouter:
@@ -59,6 +66,8 @@ def health_router(state: GatewayState) -> APIRouter:
 
     @router.get("/readyz", summary="Requests can be answered")
     async def readyz() -> dict[str, str]:
+        if state.stopping.begun:
+            raise not_ready()
         state.engine.transport()
         return {"status": EngineState.READY.value}
 

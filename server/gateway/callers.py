@@ -65,6 +65,11 @@ class Callers:
         key = self._snapshot().keys.get(hash_secret(secret))
         return self._nobody if key is None else self._of(key.tenant, key.id)
 
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """Other shares, for requests from now on."""
+        self._weights = dict(weights)
+        self._nobody = self._of(DEFAULT_TENANT, None)
+
     def weight(self, tenant: str) -> float:
         """A tenant's share against the others'."""
         return self._weights.get(tenant, 1.0)

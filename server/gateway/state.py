@@ -17,13 +17,16 @@ from server.gateway.metrics import GatewayMetrics
 from server.gateway.observing import Observer
 from server.gateway.placing import Placing
 from server.gateway.settle import Answering
+from server.gateway.stopping import Stopping
 from server.gateway.target import Withdrawn, nothing_withdrawn
 from server.settings import ServeSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GatewayState:
-    """The serving base and its engine, the registry, lanes, metrics, and what versions bring.
+    """`settings` are replaced when they are read again; nothing else changes.
+
+    The serving base and its engine, the registry, lanes, metrics, and what versions bring.
 
     `observers` hear of every ended request that named something known. `withdrawn` says which
     splits of routes (by the route's id, version and lane) get no more requests, though the
@@ -46,3 +49,4 @@ class GatewayState:
     # By adapter and version.
     in_flight: Counter[Answering] = field(default_factory=Counter)
     observers: list[Observer] = field(default_factory=list)
+    stopping: Stopping = field(default_factory=Stopping)
