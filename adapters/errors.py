@@ -28,6 +28,7 @@
     ├── RequestError           what a client sent
     │   ├── InvalidRequest · RequestTooLarge · HeadersTooLarge · RequestTimeout
     │   ├── RouteNotServed · Overloaded
+    │   └── QuotaExceeded · QuotaStorageDown
     ├── ServerStopping         this server ends: another one, or the next, answers
     └── EngineError
         ├── EngineUnavailable  starting, restarting or down: try again
@@ -45,14 +46,19 @@ from __future__ import annotations
 
 # Again under their own names: everybody takes them from here.
 from adapters.error_root import AdapterctlError as AdapterctlError  # noqa: PLC0414
+from adapters.request_errors import AccessError as AccessError  # noqa: PLC0414
+from adapters.request_errors import Forbidden as Forbidden  # noqa: PLC0414
 from adapters.request_errors import HeadersTooLarge as HeadersTooLarge  # noqa: PLC0414
 from adapters.request_errors import InvalidRequest as InvalidRequest  # noqa: PLC0414
 from adapters.request_errors import Overloaded as Overloaded  # noqa: PLC0414
+from adapters.request_errors import QuotaExceeded as QuotaExceeded  # noqa: PLC0414
+from adapters.request_errors import QuotaStorageDown as QuotaStorageDown  # noqa: PLC0414
 from adapters.request_errors import RequestError as RequestError  # noqa: PLC0414
 from adapters.request_errors import RequestTimeout as RequestTimeout  # noqa: PLC0414
 from adapters.request_errors import RequestTooLarge as RequestTooLarge  # noqa: PLC0414
 from adapters.request_errors import RouteNotServed as RouteNotServed  # noqa: PLC0414
 from adapters.request_errors import ServerStopping as ServerStopping  # noqa: PLC0414
+from adapters.request_errors import Unauthorized as Unauthorized  # noqa: PLC0414
 
 
 class UsageError(AdapterctlError):
@@ -273,29 +279,6 @@ class ServerUnreachable(AdapterctlError):
 
     code = "server_unreachable"
     http_status = 502
-
-
-class AccessError(AdapterctlError):
-    """The caller may not do this."""
-
-    code = "access"
-    http_status = 403
-    openai_type = "invalid_request_error"
-
-
-class Unauthorized(AccessError):
-    """The key is missing, unknown or revoked."""
-
-    code = "invalid_api_key"
-    http_status = 401
-    openai_type = "authentication_error"
-
-
-class Forbidden(AccessError):
-    """The key, or a caller without one, does not reach this far."""
-
-    code = "forbidden"
-    openai_type = "permission_error"
 
 
 class EngineError(AdapterctlError):

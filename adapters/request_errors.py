@@ -1,9 +1,31 @@
-"""What can be wrong with a request, and with the server at that moment: a part of the tree that
-errors.py draws, and from where everybody takes it."""
+"""Errors of what clients send and may do: a part of the tree in errors.py, which has them all."""
 
 from __future__ import annotations
 
 from adapters.error_root import AdapterctlError
+
+
+class AccessError(AdapterctlError):
+    """The caller may not do this."""
+
+    code = "access"
+    http_status = 403
+    openai_type = "invalid_request_error"
+
+
+class Unauthorized(AccessError):
+    """The key is missing, unknown or revoked."""
+
+    code = "invalid_api_key"
+    http_status = 401
+    openai_type = "authentication_error"
+
+
+class Forbidden(AccessError):
+    """The key, or a caller without one, does not reach this far."""
+
+    code = "forbidden"
+    openai_type = "permission_error"
 
 
 class RequestError(AdapterctlError):
@@ -52,6 +74,22 @@ class Overloaded(RequestError):
     code = "overloaded"
     http_status = 429
     openai_type = "rate_limit_error"
+
+
+class QuotaExceeded(RequestError):
+    """A key or a tenant has used its quota: try again after Retry-After."""
+
+    code = "quota_exceeded"
+    http_status = 429
+    openai_type = "rate_limit_error"
+
+
+class QuotaStorageDown(RequestError):
+    """What quotas are counted in does not answer, and the server was told to refuse then."""
+
+    code = "quota_storage_down"
+    http_status = 503
+    openai_type = "server_error"
 
 
 class ServerStopping(AdapterctlError):

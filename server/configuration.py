@@ -44,6 +44,7 @@ RELOADED = frozenset(
         "request_timeout",
         "slot_patience",
         "stop_timeout",
+        "tenant_adapters",
         "tenant_weights",
         "tls_cert",
         "tls_key",

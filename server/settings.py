@@ -15,11 +15,14 @@ from pydantic import Field, field_validator, model_validator
 from adapters.frozen import Frozen
 from adapters.tenants import is_tenant
 from server.setting_values import is_loopback, parse_weights, web_origin
+from server.tenant_settings import check_tenant_adapters, parse_tenant_adapters
 
 ENV_PREFIX = "ADAPTERCTL_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Weight = Annotated[float, Field(ge=0.01, le=1000)]
+# auto: where it matters, which each setting's description says.
+RequireKey = Literal["auto", "always", "never"]
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _TAKEN_HEADERS = frozenset({"authorization", "x-api-key", "host", "content-length", "content-type"})
@@ -244,6 +247,30 @@ class ServeSettings(Frozen):
         "server can then be any tenant: only behind a proxy that sets it itself.",
     )
 
+    tenant_adapters: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Patterns for the names that a tenant's requests may use at most, whatever its "
+        "keys say, as `acme=acme-*,shared beta=beta-*`, in the file a table of lists; who is not "
+        "named is limited by keys only.",
+    )
+    require_key: RequireKey = Field(
+        "auto",
+        description="Whether requests need an API key. `auto`: as soon as the registry has one, "
+        "and always beyond loopback. `always`: the admin API and `/metrics` on loopback, too. "
+        "`never`: only the admin API and `/metrics` beyond loopback do.",
+    )
+    tenant_cache_salt: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Keep each tenant's part of the engine's prefix cache apart, so that nobody "
+        "learns from answer times what others have asked. `auto`: where tenants are told apart by "
+        "keys or a proxy.",
+    )
+    open_metrics: bool = Field(
+        False,
+        description="Answer `/metrics` without a key beyond loopback: where only the monitoring "
+        "reaches the port. It names every adapter and tenant.",
+    )
+
     @field_validator("engine_url")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
@@ -282,6 +309,16 @@ class ServeSettings(Frozen):
                 raise ValueError(f"'{tenant[:80]}' is no valid name of a tenant")
         return value
 
+    @field_validator("tenant_adapters", mode="before")
+    @classmethod
+    def _read_patterns(cls, value: Any) -> Any:
+        return parse_tenant_adapters(value) if isinstance(value, str) else value
+
+    @field_validator("tenant_adapters")
+    @classmethod
+    def _known_patterns(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return check_tenant_adapters(value)
+
     @field_validator("tenant_header")
     @classmethod
     def _own_header(cls, value: str | None) -> str | None:
@@ -295,3 +332,8 @@ class ServeSettings(Frozen):
     def loopback_only(self) -> bool:
         """Whether only this machine can reach the server; beyond that, admin needs a key."""
         return is_loopback(self.host)
+
+    @property
+    def admin_key_needed(self) -> bool:
+        """Whether the admin API and the metrics need a key from everybody."""
+        return not self.loopback_only or self.require_key == "always"

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import AdapterctlError
-from server.gateway.connection import REFUSED
+from server.gateway.client_connection import REFUSED
 from server.gateway.errors import error_response
 from server.gateway.logs import REQUEST_ID
 from server.gateway.request_ids import HEADER, request_id

@@ -21,7 +21,7 @@ from typing import Any
 
 import uvicorn
 
-from server.gateway.connection import ClientLimits, Connection, ConnectionRules
+from server.gateway.client_connection import ClientConnection, ClientLimits, ConnectionRules
 from server.gateway.stopping import Stopping
 from server.gateway.tls import Tls
 from server.settings import ServeSettings
@@ -59,7 +59,7 @@ def http_config(app: Any, rules: ConnectionRules, tls: Tls | None = None) -> uvi
     """uvicorn, as far as it is used here."""
     return uvicorn.Config(
         app,
-        http=Connection.under(rules),
+        http=ClientConnection.under(rules),
         # What it has to say goes where everything goes.
         log_config=None,
         access_log=False,

@@ -24,6 +24,7 @@ from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUn
 from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
+from server.gateway.cache_salt import salt_cache
 from server.gateway.copying import PRIORITY_HEADER
 from server.gateway.guard import not_finite
 from server.gateway.observing import Answered, Role
@@ -59,7 +60,7 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         asked = Asked(_request_id(request), request.headers, document)
         model = model_of(document)
         exchange.named(model)
-        resolved = await state.compositions.resolve(model)
+        resolved = await state.compositions.resolve(model, caller.allows)
         state.keep_up()
         target = target_of(state.placing, resolved, asked, state.withdrawn)
         exchange.begin(target)
@@ -67,6 +68,8 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
             _note(exchange, target, asked, route, body)
         strip_usage = _ask_for_usage(document, route)
         await fill_in(document, state, route, target)
+        if route.computes and state.salts():
+            salt_cache(document, caller.tenant)
         ticket = None
         if route.computes:
             cost = Cost.of(document, len(body))

@@ -23,13 +23,13 @@ from adapters.errors import AdapterctlError, BaseError, EngineStartFailed, Usage
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
-from adapters.tenants import ADMIN
 from server.gateway.admin import admin_router
 from server.gateway.admission.serving import limits_of
 from server.gateway.app import create_app
 from server.gateway.assembly import Serving, assemble
-from server.gateway.banner import admin_key_notice, ready_banner
-from server.gateway.connection import ConnectionRules
+from server.gateway.auth import AdminGate
+from server.gateway.banner import ready_banner
+from server.gateway.client_connection import ConnectionRules
 from server.gateway.handover import Taken, offered, take
 from server.gateway.http_server import HttpServer, client_limits, http_config, tls_of
 from server.gateway.logs import Logs, log_pipe
@@ -53,12 +53,10 @@ def run(settings: ServeSettings, read: Callable[[], ServeSettings] | None = None
         descriptor = catalog.base_descriptor(base.name)
         if settings.engine_url is None:
             _check_servable(base.name, descriptor)
+        check_keys(settings, catalog)
         tls = tls_of(settings)
         handed = take(settings.store, settings.port) if settings.take_over else None
         listener = stack.enter_context(contextlib.closing(_listener(settings, handed)))
-        secret = first_admin_key(settings, catalog)
-        if secret is not None:
-            _say(admin_key_notice(secret))
         watcher = SnapshotWatcher(settings.store)
         watcher.start()
         stack.callback(watcher.stop)
@@ -80,11 +78,22 @@ def _listener(settings: ServeSettings, handed: Taken | None) -> socket.socket:
     return handed.listener
 
 
-def first_admin_key(settings: ServeSettings, catalog: Catalog) -> str | None:
-    """A new admin key where the server is reachable from elsewhere and the store has none yet."""
-    if settings.loopback_only or catalog.has_admin_key():
+def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
+    """Raises UsageError where others could reach a server to which nobody has a key."""
+    if settings.loopback_only or settings.require_key == "never" or catalog.has_key():
+        return
+    raise UsageError(
+        f"other machines can reach {settings.host}, and this store has no key yet: make one with "
+        "'adapterctl keys create --scope admin --scope infer', or listen on 127.0.0.1, or say "
+        "--require-key never"
+    )
+
+
+def metrics_gate(catalog: Catalog, settings: ServeSettings) -> AdminGate | None:
+    """Who may read the metrics, which name every adapter and tenant; None: everybody."""
+    if settings.open_metrics:
         return None
-    return catalog.create_key([ADMIN], "first start")[1]
+    return AdminGate(catalog.key_for, require_key=settings.admin_key_needed)
 
 
 def _serving_base(catalog: Catalog, name: str) -> BaseRecord:
@@ -132,10 +141,13 @@ class _Server:
             refresh=serving.watcher.refresh,
             engines=lambda: [parts.engine.status().model_dump(mode="json")],
             lanes=parts.operations,
-            require_admin_key=not settings.loopback_only,
+            require_admin_key=settings.admin_key_needed,
+            access_of=parts.state.callers.access_of,
             jobs_at_once=settings.jobs_at_once,
         )
-        app = create_app(parts.state, admin, self._lifespan)
+        app = create_app(
+            parts.state, admin, self._lifespan, metrics_gate(serving.catalog, settings)
+        )
         self._http = HttpServer(
             http_config(app, self._rules, outside.tls),
             parts.state.stopping,
@@ -179,7 +191,7 @@ class _Server:
         state.settings = settings
         state.lanes.wait = settings.merged_wait
         state.lanes.doors.limit(limits_of(settings))
-        state.callers.reweigh(settings.tenant_weights)
+        state.callers.tell(settings.tenant_weights, settings.tenant_adapters)
         self._rules.limits = client_limits(settings)
         self._outside.logs.set_level(settings.log_level)
         if (tls is None) != (settings.tls_cert is None):

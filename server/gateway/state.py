@@ -50,3 +50,8 @@ class GatewayState:
     in_flight: Counter[Answering] = field(default_factory=Counter)
     observers: list[Observer] = field(default_factory=list)
     stopping: Stopping = field(default_factory=Stopping)
+
+    def salts(self) -> bool:
+        """Whether the engine's prefix cache is kept apart by tenant."""
+        wanted = self.settings.tenant_cache_salt
+        return self.callers.told_apart if wanted == "auto" else wanted == "always"

@@ -28,7 +28,7 @@ from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
 from server.engine.pool import EnginePool
-from server.gateway.connection import Connection
+from server.gateway.client_connection import ClientConnection
 from server.gateway.state import GatewayState
 
 if TYPE_CHECKING:
@@ -259,7 +259,9 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http=Connection, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Config(
+            app, http=ClientConnection, log_level="warning", access_log=False, lifespan="off"
+        )
     )
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))

@@ -1,11 +1,8 @@
-"""A client's connection: what it may send, in what time; and heads that leave with what follows.
+"""A client's connection: what it may send, and in what time.
 
 uvicorn bounds neither the headers of a request nor the time in which it arrives, so that anybody
 could fill the memory or hold connections. A refusal before there is a request for the application
 has the shape of every other one, and ends the connection.
-
-uvicorn writes the status and headers by themselves, so that every answer costs the gateway one more
-system call and its client one more wake-up, for a packet with which it can do nothing yet.
 """
 
 from __future__ import annotations
@@ -17,15 +14,13 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from adapters.errors import AdapterctlError, HeadersTooLarge, InvalidRequest, RequestTimeout
+from server.connection import Connection
 from server.gateway.request_ids import new_request_id
 from server.gateway.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-_HEAD = b"HTTP/1.1 "
 # Bytes a second below which a body counts as not arriving (as in Apache's mod_reqtimeout).
 SLOWEST = 500
 # The most that is read at once: what is read with the head's end may be the body.
@@ -53,15 +48,15 @@ class ConnectionRules:
     stopping: Stopping = field(default_factory=Stopping)
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's, within limits, on a transport that waits with heads."""
+class ClientConnection(Connection):
+    """uvicorn's, within limits."""
 
     rules = ConnectionRules()
 
     @classmethod
-    def under(cls, rules: ConnectionRules) -> type[Connection]:
+    def under(cls, rules: ConnectionRules) -> type[ClientConnection]:
         """As this class, under these rules; uvicorn makes the connections itself."""
-        return type("Connection", (cls,), {"rules": rules})
+        return type("ClientConnection", (cls,), {"rules": rules})
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -75,8 +70,7 @@ class Connection(HttpToolsProtocol):
         self._leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes, but do the same.
-        super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
+        super().connection_made(transport)
         # As long as one between two requests may do nothing.
         self._set_timer(self.rules.limits.keep_alive, self._nothing_came)
 
@@ -244,49 +238,3 @@ def _refusal(error: AdapterctlError, default_headers: list[tuple[bytes, bytes]])
     lines = [b"HTTP/1.1 %d %s" % (status.value, status.phrase.encode())]
     lines += [name + b": " + value for name, value in headers]
     return b"\r\n".join([*lines, b"", body])
-
-
-class HeadHolder(asyncio.Transport):
-    """The transport, but a head is held until the next write, or until the event loop goes on: what
-    comes later is not waited for. As much of a transport as uvicorn uses."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
-        super().__init__()
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-
-    def write(self, data: Any) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        elif data.startswith(_HEAD):
-            self._head = data
-            self._loop.call_soon(self._flush)
-        else:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
-
-    def pause_reading(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._transport.resume_reading()
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._flush()
-        self._transport.set_protocol(protocol)
-
-    def _flush(self) -> None:
-        head, self._head = self._head, b""
-        if head and not self._transport.is_closing():
-            self._transport.write(head)

@@ -1,0 +1,75 @@
+"""A client's connection: the head of an answer leaves together with what follows it.
+
+uvicorn writes the status and headers by themselves, so that every answer costs the server one more
+system call and its client one more wake-up, for a packet with which it can do nothing yet. That
+holds for the gateway, and for the engine, whose client is the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_HEAD = b"HTTP/1.1 "
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, on a transport that waits with heads."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, but do the same.
+        super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
+
+
+def hold_heads() -> None:
+    """Have the uvicorn that somebody else starts in this process do so, too."""
+    HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
+
+
+class HeadHolder(asyncio.Transport):
+    """The transport, but a head is held until the next write, or until the event loop goes on: what
+    comes later is not waited for. As much of a transport as uvicorn uses."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: Any) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif data.startswith(_HEAD):
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._flush()
+        self._transport.set_protocol(protocol)
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
