@@ -138,6 +138,11 @@ class ServeSettings(Frozen):
     reuse_port: bool = Field(
         False, description="Share the port with other servers that set this, too (SO_REUSEPORT)."
     )
+    take_over: bool = Field(
+        False,
+        description="Take the port from the server that listens there on the same store: once this "
+        "one can answer, it takes the connections, and the other one finishes its requests.",
+    )
     drain_delay: float = Field(
         0,
         ge=0,

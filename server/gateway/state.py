@@ -20,13 +20,16 @@ from server.gateway.picker_metrics import PickerMetrics
 from server.gateway.placing import Placing
 from server.gateway.quotas.quotas import Quotas
 from server.gateway.settle import Answering
+from server.gateway.stopping import Stopping
 from server.gateway.target import Withdrawn, nothing_withdrawn
 from server.settings import ServeSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GatewayState:
-    """The serving base and its engine, the registry, lanes, metrics, and what versions bring.
+    """`settings` are replaced when they are read again; nothing else changes.
+
+    The serving base and its engine, the registry, lanes, metrics, and what versions bring.
 
     `observers` hear of every ended request that named something known. `withdrawn` says which
     splits of routes (by the route's id, version and lane) get no more requests, though the
@@ -54,6 +57,7 @@ class GatewayState:
     exposition: Exposition | None = None
     # None: nobody sends requests to several servers by their metrics.
     picker: PickerMetrics | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
     def salts(self) -> bool:
         """Whether the engine's prefix cache is kept apart by tenant."""

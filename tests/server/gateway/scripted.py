@@ -27,8 +27,8 @@ from adapters.registry.snapshot import Snapshot
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
-from server.connection import Connection
 from server.engine.pool import EnginePool
+from server.gateway.client_connection import ClientConnection, ClientLimits, ConnectionRules
 from server.gateway.state import GatewayState
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ async def serving(app: FastAPI, *, write_timeout: float = 60.0) -> AsyncIterator
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=Connection.within(write_timeout),
+            http=ClientConnection.under(ConnectionRules(ClientLimits(write_timeout=write_timeout))),
             log_level="warning",
             access_log=False,
             lifespan="off",
