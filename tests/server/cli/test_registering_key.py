@@ -36,7 +36,8 @@ def test_what_it_can_do_and_what_not(cli: CommandLine, tiny: TinyArtifacts) -> N
     assert cli("ls").code == cli("show", "acme-bot").code == 0
     assert cli("base", "ls").code == cli("base", "show", "tiny").code == 0
     cli.ok("tag", "acme-bot:next", "v1")
-    assert cli.refused("rollback", "acme-bot:prod")[1]["code"] == "conflict"  # It has only been v1.
+    # It has never been anything else.
+    assert cli.refused("rollback", "acme-bot:prod")[1]["code"] == "conflict"
     assert cli.ok("history", "acme-bot")[-1]["actor"] == "key:ci"
     theirs = cli.refused("show", "beta-bot")
     nobodys = cli.refused("show", "gone-bot")
