@@ -153,6 +153,15 @@ class ServeSettings(Frozen):
     stop_timeout: Seconds = Field(
         20, description="Seconds that running requests, then the engine, get to end on a stop."
     )
+    hang_timeout: Seconds = Field(
+        60,
+        description="Seconds without a sign of life after which an engine is taken to hang, and "
+        "started again; while it computes on a CPU, up to 300.",
+    )
+    write_timeout: Seconds = Field(
+        60,
+        description="Seconds in which a client must take what is sent to it; then it is cut off.",
+    )
     connect_timeout: Seconds = Field(5, description="Seconds to connect to the engine.")
     first_token_timeout: Seconds = Field(
         300, description="Seconds a stream may wait for its first token."

@@ -17,6 +17,7 @@ from adapters.catalog import Catalog
 from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
+from adapters.store.content import blob_problem
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions
 from server.engine.command import EngineCommand, engine_command
@@ -123,7 +124,14 @@ def assemble(serving: Serving) -> Parts:
         in_flight=lambda: in_flight,
         free_bytes=lambda: free_bytes(pool),
     )
-    guard = Guard(snapshot, serving.catalog.quarantine, watcher.refresh, placing.kept_back, metrics)
+    guard = Guard(
+        snapshot,
+        serving.catalog.quarantine,
+        watcher.refresh,
+        placing.kept_back,
+        metrics,
+        lambda digest: blob_problem(layout.blob(digest), digest),
+    )
 
     def tell(copied: Observation) -> None:
         sight.traffic.observe(copied)

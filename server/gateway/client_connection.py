@@ -38,6 +38,7 @@ class ClientLimits:
     header_timeout: float = 15
     body_timeout: float = 30
     keep_alive: float = 75
+    write_timeout: float = 60
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class ClientConnection(Connection):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.write_timeout = self.rules.limits.write_timeout
         self.timeout_keep_alive = self.rules.limits.keep_alive  # type: ignore[assignment]
         # Of the request that arrives: its head is incomplete, its bytes so far, why it is refused.
         self._in_head = False

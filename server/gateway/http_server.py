@@ -45,6 +45,7 @@ def client_limits(settings: ServeSettings) -> ClientLimits:
         header_timeout=settings.header_timeout,
         body_timeout=settings.body_timeout,
         keep_alive=settings.keep_alive_timeout,
+        write_timeout=settings.write_timeout,
     )
 
 

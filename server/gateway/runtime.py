@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import tempfile
@@ -19,6 +20,16 @@ from adapters.errors import UsageError
 _PREFIX = "adapterctl-"
 # SD_LISTEN_FDS_START
 _FIRST_PASSED = 3
+
+
+def allow_connections() -> None:
+    """As many open files as the system lets this process have: a connection is one, a request that
+    is answered two, and shells begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # macOS refuses "infinity" here.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager

@@ -34,7 +34,14 @@ from server.gateway.handover import Taken, offered, take
 from server.gateway.http_server import HttpServer, client_limits, http_config, tls_of
 from server.gateway.logs import Logs, log_pipe
 from server.gateway.reloading import Reloading
-from server.gateway.runtime import announced, has_terminal, listen, runtime_directory, url_of
+from server.gateway.runtime import (
+    allow_connections,
+    announced,
+    has_terminal,
+    listen,
+    runtime_directory,
+    url_of,
+)
 from server.gateway.tls import Tls
 from server.settings import ServeSettings
 
@@ -46,6 +53,7 @@ def run(settings: ServeSettings, read: Callable[[], ServeSettings] | None = None
 
     `read` reads the settings again, for SIGHUP; None: they stay.
     """
+    allow_connections()
     with contextlib.ExitStack() as stack:
         logs = stack.enter_context(log_pipe(settings.log_format, settings.log_level))
         catalog = stack.enter_context(Catalog.open(settings.store))

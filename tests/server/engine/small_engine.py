@@ -2,7 +2,9 @@
 
 It answers /health on the socket, and /wait never. MODE: `serve`; `fail` (says why and exits 3);
 `deaf` (never listens); `slow` (listens after a second); `stubborn` (ignores SIGTERM); `sick`
-(healthy at first, then answers 500).
+(healthy at first, then answers 500); `hung` (healthy, but after half a second there is no answer of
+what would be the core), `busy` (the same, but it computes meanwhile), `bare` (cannot be asked for
+more than its health).
 Every mode but `fail` starts a child that ignores SIGTERM, as vLLM's engine core might.
 """
 
@@ -26,6 +28,12 @@ class Health(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/wait":
             time.sleep(600)
+        if self.path == "/adapterctl/alive" and time.monotonic() - BEGAN > 0.5:
+            if MODE in ("hung", "busy"):
+                time.sleep(600)
+            if MODE == "bare":
+                self.send_error(404)
+                return
         sick = MODE == "sick" and time.monotonic() - BEGAN > 1
         self.send_response(500 if sick else 200)
         self.send_header("content-length", "0")
@@ -46,6 +54,8 @@ def main() -> None:
     subprocess.Popen([sys.executable, "-c", child])
     if MODE == "deaf":
         time.sleep(600)
+    if MODE == "busy":
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
     if MODE == "slow":
         time.sleep(1)
     with Server(SOCKET, Health) as server:

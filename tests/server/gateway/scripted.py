@@ -28,7 +28,7 @@ from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
 from server.engine.pool import EnginePool
-from server.gateway.client_connection import ClientConnection
+from server.gateway.client_connection import ClientConnection, ClientLimits, ConnectionRules
 from server.gateway.state import GatewayState
 
 if TYPE_CHECKING:
@@ -254,13 +254,18 @@ async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, *, write_timeout: float = 60.0) -> AsyncIterator[str]:
     """The application on a free loopback port, by uvicorn as in production."""
+    rules = ConnectionRules(ClientLimits(write_timeout=write_timeout))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(
-            app, http=ClientConnection, log_level="warning", access_log=False, lifespan="off"
+            app,
+            http=ClientConnection.under(rules),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
         )
     )
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]

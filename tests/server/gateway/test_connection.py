@@ -109,4 +109,4 @@ async def test_whoever_starts_uvicorn_in_this_process_gets_it(
     server.connection.hold_heads()
     config = uvicorn.Config(application)
     config.load()
-    assert config.http_protocol_class is server.connection.Connection
+    assert config.http_protocol_class is server.connection.HeadHolding

@@ -128,6 +128,11 @@ async def test_it_watches_from_the_start_and_tells(url: str, engine: Engine) -> 
     ]
 
 
+async def test_a_sign_of_life_is_the_workers_own(url: str, engine: Engine) -> None:
+    assert await ask("GET", f"{url}/adapterctl/alive") == (200, {})
+    assert engine.calls[-1] == ("check_health", ())
+
+
 async def test_a_prefetch_loads_also_what_was_evicted(url: str, engine: Engine) -> None:
     for _ in range(2):
         status, answer = await ask("POST", f"{url}/adapterctl/prefetch", {"name": "pirate"})
@@ -181,4 +186,6 @@ async def test_an_engine_with_another_extension_says_nothing(
             status, answer = await ask(method, f"{url}/adapterctl/{route}", body)
             assert status == 501
             assert answer["error"]
-    assert engine.calls == [("started", None)]
+        assert engine.calls == [("started", None)]
+        # Whether it lives, any engine says.
+        assert (await ask("GET", f"{url}/adapterctl/alive"))[0] == 200
