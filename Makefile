@@ -98,6 +98,16 @@ lock: $(READY) ## Make the locks anew from pyproject.toml
 	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra gpu --extra dev \
 	  --generate-hashes --universal --python-version 3.11 \
 	  --no-header --quiet --output-file requirements/gpu.txt
+	@# The images' own: the same versions without what only development needs (deploy/docker).
+	$(UV) pip compile pyproject.toml requirements/linux.in --extra cpu \
+	  --override requirements/overrides.txt --constraint requirements/cpu.txt --generate-hashes \
+	  --universal --python-version 3.11 --no-header --quiet --no-emit-package torch \
+	  --no-annotate --output-file requirements/image-cpu.txt
+	UV_FIND_LINKS= $(UV) pip compile pyproject.toml --extra gpu --constraint requirements/gpu.txt \
+	  --generate-hashes --universal --python-version 3.11 --no-header --quiet --no-annotate \
+	  --output-file requirements/image-gpu.txt
+	$(UV) pip compile requirements/build.in --generate-hashes --universal \
+	  --python-version 3.11 --no-header --quiet --output-file requirements/build.txt
 	$(UV) pip compile requirements/bootstrap.in --generate-hashes --universal \
 	  --python-version 3.11 --no-header --quiet --output-file requirements/bootstrap.txt
 	@# The tools' environments; torch is installed beside, as above (quantize/environments).

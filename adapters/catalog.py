@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from adapters.access import no_adapter
 from adapters.catalog_bases import BaseCatalog
 from adapters.catalog_jobs import JobCatalog
 from adapters.catalog_keys import KeyCatalog
@@ -14,7 +15,6 @@ from adapters.catalog_lanes import LaneCatalog
 from adapters.catalog_models import ModelCatalog
 from adapters.compositions import Part, Recipe
 from adapters.errors import (
-    AdapterNotFound,
     Conflict,
     InvalidReference,
     UsageError,
@@ -213,9 +213,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog):
         with reader.reading(self.layout.root) as connection:
             found = reader.load_adapters(connection, [name])
         if name not in found:
-            raise AdapterNotFound(
-                f"there is no adapter '{name}': `adapterctl ls` lists what there is"
-            )
+            raise no_adapter(name)
         return found[name]
 
     def show(self, ref: str) -> VersionRecord:

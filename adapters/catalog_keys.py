@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from adapters.access import check_patterns
+from adapters.errors import UsageError
+from adapters.expiry import check_expiry
 from adapters.registry import reader
-from adapters.registry.reader import KeyRecord
+from adapters.registry.key_record import KeyRecord
 from adapters.store.layout import StoreLayout
-from adapters.tenants import ADMIN, DEFAULT_TENANT, check_label, check_tenant
+from adapters.tenants import (
+    ADMIN,
+    DEFAULT_TENANT,
+    UNLIMITED,
+    Quota,
+    check_label,
+    check_quota,
+    check_tenant,
+)
 
 if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
@@ -23,21 +35,47 @@ class KeyCatalog:
         raise NotImplementedError
 
     def create_key(
-        self, scopes: Sequence[str], label: str, tenant: str = DEFAULT_TENANT
+        self,
+        scopes: Sequence[str],
+        label: str,
+        tenant: str = DEFAULT_TENANT,
+        *,
+        adapters: Sequence[str] = (),
+        expires_at: datetime | None = None,
+        quota: Quota = UNLIMITED,
     ) -> tuple[str, str]:
         """(id, secret). The secret is not kept and cannot be shown again.
 
-        Raises UsageError for a tenant that is no name or a label that is no line.
+        `adapters`: patterns for the names it may use, none: all. `expires_at` has a time zone;
+        None: never. Raises UsageError for what no key can be.
         """
         check_tenant(tenant)
         check_label(label)
+        check_quota(quota)
+        patterns = check_patterns(adapters)
+        if patterns and ADMIN in scopes:
+            raise UsageError(
+                f"a key with the scope '{ADMIN}' may do everything: leave out the adapters, or the "
+                "scope",
+                param="adapters",
+            )
+        if expires_at is not None:
+            check_expiry(expires_at, datetime.now(UTC))
         from adapters.registry.keys import add_key
 
         with self._writer().transaction() as connection:
-            return add_key(connection, scopes, label, tenant)
+            return add_key(
+                connection,
+                scopes,
+                label,
+                tenant,
+                adapters=patterns,
+                expires_at=expires_at,
+                quota=quota,
+            )
 
     def key_for(self, secret: str) -> KeyRecord | None:
-        """The key that a client sent; None if it is unknown or revoked."""
+        """The key that a client sent; None if it is unknown, revoked or expired."""
         from adapters.registry.key_lookup import find_key
 
         with reader.reading(self.layout.root) as connection:
@@ -48,9 +86,9 @@ class KeyCatalog:
         with reader.reading(self.layout.root) as connection:
             return reader.load_keys(connection)
 
-    def has_admin_key(self) -> bool:
-        """Whether any key opens the admin API."""
-        return any(key.revoked_at is None and ADMIN in key.scopes for key in self.keys())
+    def has_key(self) -> bool:
+        """Whether any key can be used."""
+        return any(key.usable for key in self.keys())
 
     def revoke_key(self, key_id: str) -> KeyRecord:
         """Ends a key for good; again is no error. Raises NotFound."""

@@ -18,6 +18,8 @@ class AdapterctlError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        # What an HTTP answer with this error says besides.
+        self.headers: dict[str, str] = {}
 
     def body(self) -> dict[str, Any]:
         """The error in OpenAI's shape, as every HTTP route and SSE frame sends it."""

@@ -26,7 +26,10 @@
     ├── ServerUnreachable      no adapterctl server answers at the CLI's --server
     ├── AccessError            Unauthorized · Forbidden
     ├── RequestError           what a client sent
-    │   ├── InvalidRequest · RequestTooLarge · RouteNotServed · Overloaded
+    │   ├── InvalidRequest · RequestTooLarge · HeadersTooLarge · RequestTimeout
+    │   ├── RouteNotServed · Overloaded
+    │   └── QuotaExceeded · QuotaStorageDown
+    ├── ServerStopping         this server ends: another one, or the next, answers
     └── EngineError
         ├── EngineUnavailable  starting, restarting or down: try again
         ├── EngineTimeout      no connection, no first token, or no end in time
@@ -41,8 +44,21 @@ label and the `error.code` of `--json`. Status and exit derive from the class, n
 
 from __future__ import annotations
 
-# Again under its own name: everybody takes it from here.
+# Again under their own names: everybody takes them from here.
 from adapters.error_root import AdapterctlError as AdapterctlError  # noqa: PLC0414
+from adapters.request_errors import AccessError as AccessError  # noqa: PLC0414
+from adapters.request_errors import Forbidden as Forbidden  # noqa: PLC0414
+from adapters.request_errors import HeadersTooLarge as HeadersTooLarge  # noqa: PLC0414
+from adapters.request_errors import InvalidRequest as InvalidRequest  # noqa: PLC0414
+from adapters.request_errors import Overloaded as Overloaded  # noqa: PLC0414
+from adapters.request_errors import QuotaExceeded as QuotaExceeded  # noqa: PLC0414
+from adapters.request_errors import QuotaStorageDown as QuotaStorageDown  # noqa: PLC0414
+from adapters.request_errors import RequestError as RequestError  # noqa: PLC0414
+from adapters.request_errors import RequestTimeout as RequestTimeout  # noqa: PLC0414
+from adapters.request_errors import RequestTooLarge as RequestTooLarge  # noqa: PLC0414
+from adapters.request_errors import RouteNotServed as RouteNotServed  # noqa: PLC0414
+from adapters.request_errors import ServerStopping as ServerStopping  # noqa: PLC0414
+from adapters.request_errors import Unauthorized as Unauthorized  # noqa: PLC0414
 
 
 class UsageError(AdapterctlError):
@@ -263,63 +279,6 @@ class ServerUnreachable(AdapterctlError):
 
     code = "server_unreachable"
     http_status = 502
-
-
-class AccessError(AdapterctlError):
-    """The caller may not do this."""
-
-    code = "access"
-    http_status = 403
-    openai_type = "invalid_request_error"
-
-
-class Unauthorized(AccessError):
-    """The key is missing, unknown or revoked."""
-
-    code = "invalid_api_key"
-    http_status = 401
-    openai_type = "authentication_error"
-
-
-class Forbidden(AccessError):
-    """The key, or a caller without one, does not reach this far."""
-
-    code = "forbidden"
-    openai_type = "permission_error"
-
-
-class RequestError(AdapterctlError):
-    """What a client sent cannot be answered."""
-
-    code = "invalid_request"
-    http_status = 400
-    openai_type = "invalid_request_error"
-
-
-class InvalidRequest(RequestError):
-    """The body, a parameter or a header is not what the route takes."""
-
-
-class RequestTooLarge(RequestError):
-    """The body is larger than the server accepts."""
-
-    code = "request_too_large"
-    http_status = 413
-
-
-class RouteNotServed(RequestError):
-    """There is no such route."""
-
-    code = "route_not_served"
-    http_status = 404
-
-
-class Overloaded(RequestError):
-    """The queue is full, or a request waited too long in it: try again after Retry-After."""
-
-    code = "overloaded"
-    http_status = 429
-    openai_type = "rate_limit_error"
 
 
 class EngineError(AdapterctlError):

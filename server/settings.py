@@ -1,29 +1,28 @@
 """Settings of `adapterctl serve`: one frozen document, read once and passed in.
 
 Precedence: a flag, then the environment (`ADAPTERCTL_` + the name in capitals), then the TOML
-file, then the default. An unknown key in the file is an error.
+file, then the default. An unknown key in the file is an error. server/configuration.py reads them.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from adapters.errors import UsageError
 from adapters.frozen import Frozen
 from adapters.tenants import is_tenant
+from server.setting_values import is_loopback, parse_weights, web_origin
+from server.tenant_settings import check_tenant_adapters, parse_tenant_adapters
 
 ENV_PREFIX = "ADAPTERCTL_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Weight = Annotated[float, Field(ge=0.01, le=1000)]
+# auto: where it matters, which each setting's description says.
+RequireKey = Literal["auto", "always", "never"]
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _TAKEN_HEADERS = frozenset({"authorization", "x-api-key", "host", "content-length", "content-type"})
@@ -107,6 +106,44 @@ class ServeSettings(Frozen):
         "lacks the model, where memory allows; `fork` imports vLLM once for an engine's processes; "
         "`spawn` in each of them, as vLLM does by itself and as always with a GPU.",
     )
+    tls_cert: Path | None = Field(
+        None, description="Certificate chain (PEM) to serve HTTPS with; read again on SIGHUP."
+    )
+    tls_key: Path | None = Field(
+        None, description="The certificate's private key (PEM), where it is in a file of its own."
+    )
+    tls_min_version: Literal["1.2", "1.3"] = Field(
+        "1.2", description="The oldest version of TLS that clients may speak."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Web pages of these origins may use the server from a browser, as "
+        "`https://app.example.com`; `*`: of all. None: no browser lets another site's page do so.",
+    )
+    max_header_bytes: int = Field(
+        64 * 1024, ge=1024, le=2**20, description="Largest request line and headers in bytes."
+    )
+    max_headers: int = Field(100, ge=8, le=10_000, description="Most headers of a request.")
+    header_timeout: Seconds = Field(
+        15, description="Seconds in which a request's headers must arrive, from its first byte."
+    )
+    body_timeout: Seconds = Field(
+        30,
+        description="Seconds in which a request's body must arrive, or 500 bytes of it for each.",
+    )
+    keep_alive_timeout: Seconds = Field(
+        75, description="Seconds that a connection without a request is kept."
+    )
+    reuse_port: bool = Field(
+        False, description="Share the port with other servers that set this, too (SO_REUSEPORT)."
+    )
+    drain_delay: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="Seconds for which a server told to stop still takes connections, while "
+        "/readyz says 503: the time that a load balancer needs to see that.",
+    )
     start_timeout: Seconds = Field(600, description="Seconds an engine may take to become ready.")
     stop_timeout: Seconds = Field(
         20, description="Seconds that running requests, then the engine, get to end on a stop."
@@ -183,6 +220,26 @@ class ServeSettings(Frozen):
     metric_tenants: int = Field(
         100, ge=1, description="Tenants that get metric labels of their own; the rest: `other`."
     )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Log lines for people, or one JSON document each."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged; `info` has a line for each request."
+    )
+    log_prompts: bool = Field(
+        False, description="Write what clients sent (prompts, messages, input) into the log."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Send OpenTelemetry traces of gateway and engines to this OTLP/HTTP address, "
+        "as `http://collector:4318`.",
+    )
+    otlp_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="The share of requests that is traced where the client did not decide.",
+    )
     tenant_weights: dict[str, Weight] = Field(
         {},
         description="Shares of tenants when there is not enough for all, as `acme=4 beta=1`, in "
@@ -194,12 +251,54 @@ class ServeSettings(Frozen):
         "server can then be any tenant: only behind a proxy that sets it itself.",
     )
 
+    tenant_adapters: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Patterns for the names that a tenant's requests may use at most, whatever its "
+        "keys say, as `acme=acme-*,shared beta=beta-*`, in the file a table of lists; who is not "
+        "named is limited by keys only.",
+    )
+    require_key: RequireKey = Field(
+        "auto",
+        description="Whether requests need an API key. `auto`: as soon as the registry has one, "
+        "and always beyond loopback. `always`: the admin API and `/metrics` on loopback, too. "
+        "`never`: only the admin API and `/metrics` beyond loopback do.",
+    )
+    tenant_cache_salt: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Keep each tenant's part of the engine's prefix cache apart, so that nobody "
+        "learns from answer times what others have asked. `auto`: where tenants are told apart by "
+        "keys or a proxy.",
+    )
+    open_metrics: bool = Field(
+        False,
+        description="Answer `/metrics` without a key beyond loopback: where only the monitoring "
+        "reaches the port. It names every adapter and tenant.",
+    )
+
     @field_validator("engine_url")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://", "unix:")):
             raise ValueError("must start with http://, https:// or unix:")
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(web_origin(origin) for origin in value)
+
+    @model_validator(mode="after")
+    def _both_of_tls(self) -> Self:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("'tls_key' is set and 'tls_cert' is not: HTTPS needs a certificate")
+        return self
 
     @field_validator("tenant_weights", mode="before")
     @classmethod
@@ -213,6 +312,16 @@ class ServeSettings(Frozen):
             if not is_tenant(tenant):
                 raise ValueError(f"'{tenant[:80]}' is no valid name of a tenant")
         return value
+
+    @field_validator("tenant_adapters", mode="before")
+    @classmethod
+    def _read_patterns(cls, value: Any) -> Any:
+        return parse_tenant_adapters(value) if isinstance(value, str) else value
+
+    @field_validator("tenant_adapters")
+    @classmethod
+    def _known_patterns(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return check_tenant_adapters(value)
 
     @field_validator("tenant_header")
     @classmethod
@@ -228,61 +337,7 @@ class ServeSettings(Frozen):
         """Whether only this machine can reach the server; beyond that, admin needs a key."""
         return is_loopback(self.host)
 
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # another name: who knows where it leads
-
-
-def parse_weights(text: str) -> dict[str, str]:
-    """`acme=4 beta=1`, commas allowed, as tenant -> weight still to be read; ValueError."""
-    weights: dict[str, str] = {}
-    for part in text.replace(",", " ").split():
-        tenant, equals, weight = part.partition("=")
-        if not equals or not weight:
-            raise ValueError(f"'{part}' is no tenant with a weight: write acme=4 beta=1")
-        if tenant in weights:
-            raise ValueError(f"'{tenant}' has two weights")
-        weights[tenant] = weight
-    return weights
-
-
-def load_settings(
-    file: Path | None,
-    flags: Mapping[str, Any],
-    environment: Mapping[str, str] = os.environ,
-) -> ServeSettings:
-    """Merge file, environment and flags; UsageError names the key and what is wrong with it."""
-    merged: dict[str, Any] = {}
-    if file is not None:
-        merged.update(_read_file(file))
-    for name in ServeSettings.model_fields:
-        value = environment.get(ENV_PREFIX + name.upper())
-        if value is not None:
-            merged[name] = value.split() if name == "engine_arguments" else value
-    merged.update({key: value for key, value in flags.items() if value is not None})
-    try:
-        return ServeSettings.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise UsageError(f"'{key}' is not set: give --{key.replace('_', '-')}") from None
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(ServeSettings.model_fields))
-            raise UsageError(f"'{key}' is no setting; the settings are: {known}") from None
-        raise UsageError(f"setting '{key}': {first['msg']}") from None
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the configuration {file} is not valid TOML: {error}") from None
+    @property
+    def admin_key_needed(self) -> bool:
+        """Whether the admin API and the metrics need a key from everybody."""
+        return not self.loopback_only or self.require_key == "always"

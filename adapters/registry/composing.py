@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.access import Allows, everything
 from adapters.compositions import Component, Part, Recipe, check_components, check_parts, mix_name
 from adapters.errors import AdapterNotFound, BaseMismatch, NotHotServable, UsageError
 from adapters.frozen import Lane
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-def resolve_parts(snapshot: Snapshot, parts: Sequence[Part]) -> tuple[str, tuple[Component, ...]]:
-    """The base's name and the versions; raises what a wrong part deserves."""
+def resolve_parts(
+    snapshot: Snapshot, parts: Sequence[Part], allows: Allows = everything
+) -> tuple[str, tuple[Component, ...]]:
+    """The base's name and the versions, of names that may be used; raises what a wrong part
+    deserves."""
     components: list[Component] = []
     bases: dict[str, tuple[str, str]] = {}
     for part in check_parts(parts):
-        resolved = snapshot.resolve(part.reference)
+        resolved = snapshot.resolve(part.reference, allows)
         version = resolved.version
         if version is None:
             raise AdapterNotFound(

@@ -7,19 +7,20 @@ import hmac
 import re
 import sqlite3
 
-from adapters.registry.reader import KeyRecord, load_key
+from adapters.registry.key_record import KeyRecord
+from adapters.registry.reader import load_key
 
 _KEY = re.compile(r"ak-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 
 
 def find_key(connection: sqlite3.Connection, secret: str) -> KeyRecord | None:
-    """The key that `secret` is, unless it is unknown or revoked; compared in constant time."""
+    """The key that `secret` is, unless it is unknown or ended; compared in constant time."""
     parsed = _KEY.fullmatch(secret)
     found = load_key(connection, parsed.group(1)) if parsed else None
     if found is None:
         return None
     record, expected = found
-    if not hmac.compare_digest(hash_secret(secret), expected) or record.revoked_at is not None:
+    if not hmac.compare_digest(hash_secret(secret), expected) or not record.usable:
         return None
     return record
 

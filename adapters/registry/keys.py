@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -13,13 +15,20 @@ from adapters.registry.key_lookup import hash_secret
 from adapters.registry.reader import KEYS_CHANGED
 from adapters.registry.rows import now
 from adapters.registry.writer import note_change
-from adapters.tenants import no_key
+from adapters.tenants import Quota, no_key
 
 
 def add_key(
-    connection: Connection, scopes: Sequence[str], label: str, tenant: str
+    connection: Connection,
+    scopes: Sequence[str],
+    label: str,
+    tenant: str,
+    *,
+    adapters: Sequence[str],
+    expires_at: datetime | None,
+    quota: Quota,
 ) -> tuple[str, str]:
-    """(id, secret to hand out once)."""
+    """(id, secret to hand out once). `expires_at` has a time zone."""
     key_id = secrets.token_hex(6)
     secret = f"ak-{key_id}-{secrets.token_urlsafe(32)}"
     connection.execute(
@@ -30,6 +39,9 @@ def add_key(
             scopes=json.dumps(sorted(set(scopes))),
             tenant=tenant,
             created_at=now(),
+            adapters=json.dumps(list(adapters)),
+            expires_at=None if expires_at is None else expires_at.astimezone(UTC).isoformat(),
+            **asdict(quota),
         )
     )
     note_change(connection, KEYS_CHANGED)

@@ -8,7 +8,6 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from adapters.models import (
 )
 from adapters.registry import lane_reader
 from adapters.registry.faults import BUSY_TIMEOUT_S, parsing, registry_errors
+from adapters.registry.key_record import KeyRecord
 from adapters.registry.revisions import HEAD, REVISIONS
-from adapters.tenants import DEFAULT_TENANT
+from adapters.tenants import Quota
 
 _VERSIONS = """
     SELECT a.name, v.number, v.digest, b.name, b.digest, v.format, v.method, v.lane, v.rank,
@@ -40,23 +40,15 @@ _TAGS = """
     SELECT a.name, t.tag, v.number
     FROM tags t JOIN adapters a ON a.id = t.adapter_id JOIN versions v ON v.id = t.version_id
 """
-_KEYS = "SELECT id, label, scopes, created_at, revoked_at, tenant, secret_sha256 FROM keys"
+_KEYS = """
+    SELECT id, label, scopes, created_at, revoked_at, tenant, secret_sha256, adapters, expires_at,
+           requests_per_minute, tokens_per_minute, concurrent
+    FROM keys
+"""
 # What `changes` calls the keys: no name of a base or an adapter looks so.
 KEYS_CHANGED = "#keys"
 _LANES = {str(lane): lane for lane in Lane}
 _BASES = "SELECT name, path, digest, architecture, added_at FROM bases"
-
-
-@dataclass(frozen=True, slots=True)
-class KeyRecord:
-    """An API key as it is kept: never its secret. `scopes` are words such as `admin`."""
-
-    id: str
-    label: str
-    scopes: tuple[str, ...]
-    created_at: datetime
-    revoked_at: datetime | None
-    tenant: str = DEFAULT_TENANT
 
 
 def connect(database: Path, *, timeout: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
@@ -262,7 +254,7 @@ def load_keys(connection: sqlite3.Connection) -> list[KeyRecord]:
 
 
 def load_live_keys(connection: sqlite3.Connection) -> dict[str, KeyRecord]:
-    """The keys that can be used, by the sha256 (hex) of their secret."""
+    """The keys that nobody revoked, expired ones too, by the sha256 (hex) of their secret."""
     rows = connection.execute(f"{_KEYS} WHERE revoked_at IS NULL")
     return {str(row[6]): _key(row) for row in rows}
 
@@ -313,6 +305,9 @@ def _key(row: tuple[Any, ...]) -> KeyRecord:
             created_at=datetime.fromisoformat(row[3]),
             revoked_at=datetime.fromisoformat(row[4]) if row[4] else None,
             tenant=row[5],
+            adapters=tuple(json.loads(row[7])),
+            expires_at=datetime.fromisoformat(row[8]) if row[8] else None,
+            quota=Quota(*row[9:12]),
         )
 
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Row, Select, select
 
-from adapters.errors import AdapterNotFound, BaseNotFound, TagNotFound, VersionNotFound
+from adapters.access import no_adapter
+from adapters.errors import BaseNotFound, TagNotFound, VersionNotFound
 from adapters.references import Reference
 from adapters.registry import schema
 
@@ -75,7 +76,7 @@ def require_adapter(connection: Connection, name: str) -> AdapterRow:
     """The adapter of that name, or AdapterNotFound."""
     found = find_adapter(connection, name)
     if found is None:
-        raise AdapterNotFound(f"there is no adapter '{name}': `adapterctl ls` lists what there is")
+        raise no_adapter(name)
     return found
 
 

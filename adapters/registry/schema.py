@@ -121,6 +121,12 @@ keys = Table(
     Column("created_at", String, nullable=False),
     Column("revoked_at", String),
     Column("tenant", String, nullable=False, server_default="default"),
+    Column("adapters", Text, nullable=False, server_default="[]"),  # JSON list; empty: all names
+    Column("expires_at", String),
+    # NULL: as much as it likes.
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("concurrent", Integer),
 )
 
 jobs = Table(

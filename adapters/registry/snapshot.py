@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from adapters.access import Allows, everything
 from adapters.errors import (
     AdapterctlError,
     AdapterNotFound,
@@ -26,7 +27,8 @@ from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from adapters.references import Reference, parse_reference
 from adapters.registry import reader
 from adapters.registry.faults import registry_error
-from adapters.registry.reader import KEYS_CHANGED, KeyRecord
+from adapters.registry.key_record import KeyRecord
+from adapters.registry.reader import KEYS_CHANGED
 
 POLL_INTERVAL_S = 0.2
 # Short: whoever calls refresh() waits for it, and there is an old snapshot to go on with.
@@ -47,9 +49,10 @@ class Resolved:
 
 
 class Snapshot:
-    """Every base and adapter, and the keys that can be used, at one moment.
+    """Every base and adapter, and the keys that nobody revoked, at one moment.
 
-    `generation` grows with every change. `keys` are found by the sha256 (hex) of their secret.
+    `generation` grows with every change. `keys` are found by the sha256 (hex) of their secret;
+    expired ones are among them, since a key ends without a change of the registry.
     """
 
     __slots__ = ("adapters", "bases", "generation", "keys")
@@ -66,19 +69,22 @@ class Snapshot:
         self.generation = generation
         self.keys: Mapping[str, KeyRecord] = MappingProxyType(dict(keys or {}))
 
-    def resolve(self, text: str) -> Resolved:
-        """What `text` refers to.
+    def resolve(self, text: str, allows: Allows = everything) -> Resolved:
+        """What `text` refers to, for who may use the names that `allows` says.
 
-        Raises InvalidReference, AdapterNotFound (with near names), TagNotFound, VersionNotFound.
+        Raises InvalidReference, AdapterNotFound (with near names), TagNotFound, VersionNotFound. A
+        name that may not be used is answered exactly as one that nobody has.
         """
         ref = parse_reference(text)
+        if not allows(ref.name):
+            raise self._unknown(ref.name, allows)
         adapter = self.adapters.get(ref.name)
         if adapter is not None:
             version = select_version(adapter, ref)
             return Resolved(text, self.bases[version.base], version, adapter)
         base = self.bases.get(ref.name)
         if base is None:
-            raise AdapterNotFound(self._unknown(ref.name), param="model")
+            raise self._unknown(ref.name, allows)
         if ref != Reference(ref.name):
             raise TagNotFound(
                 f"'{ref.name}' is a base: it has no tags and versions, use its bare name",
@@ -86,16 +92,17 @@ class Snapshot:
             )
         return Resolved(text, base, None)
 
-    def _unknown(self, name: str) -> str:
+    def _unknown(self, name: str, allows: Allows) -> AdapterNotFound:
         # Imported for the one who mistyped, not for everybody who starts.
         from rapidfuzz import process
 
-        near = process.extract(name, [*self.adapters, *self.bases], limit=3, score_cutoff=60)
+        names = [n for n in (*self.adapters, *self.bases) if allows(n)]
+        near = process.extract(name, names, limit=3, score_cutoff=60)
         if near:
-            return f"there is no adapter '{name}'; did you mean {_one_of(n for n, _, _ in near)}?"
-        return (
-            f"there is no adapter '{name}': `adapterctl ls` and GET /v1/models list what there is"
-        )
+            hint = f"; did you mean {_one_of(n for n, _, _ in near)}?"
+        else:
+            hint = ": `adapterctl ls` and GET /v1/models list what there is"
+        return AdapterNotFound(f"there is no adapter '{name}'{hint}", param="model")
 
 
 def select_version(adapter: AdapterRecord, ref: Reference) -> VersionRecord:

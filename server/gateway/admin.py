@@ -42,7 +42,18 @@ from server.gateway.admin_route import (
     guarded_route,
     streaming_route,
 )
-from server.gateway.auth import AdminGate
+from server.gateway.admin_scopes import (
+    admitted,
+    check_new,
+    check_reference,
+    check_source,
+    check_visible,
+    owner_of,
+    shown_base,
+    shown_manifest,
+    visible,
+)
+from server.gateway.auth import AccessOf, AdminGate, own_access
 from server.gateway.lane_states import merged_rows
 from server.gateway.uploads import UploadJobs, UploadShelf
 
@@ -64,16 +75,18 @@ def admin_router(
     lanes: LaneOperations,
     require_admin_key: bool,
     jobs_at_once: int | None = None,
+    access_of: AccessOf = own_access,
 ) -> APIRouter:
     """The admin API of the store behind `catalog`.
 
     `refresh` is called after every change, so that the server's snapshot has it before the
     client is answered. `engines` describes the base's engine, a JSON object; `lanes` is what else
     the server runs and sees. `require_admin_key`: whether every request needs a key; without,
-    programs on this machine need none. `jobs_at_once`: how many jobs run at the same time; None:
+    programs on this machine need none. `access_of`: what a key that only registers may use.
+    `jobs_at_once`: how many jobs run at the same time; None:
     as the environment says.
     """
-    gate = AdminGate(catalog.key_for, require_key=require_admin_key)
+    gate = AdminGate(catalog.key_for, require_key=require_admin_key, access_of=access_of)
     router = APIRouter(
         prefix="/admin/v1",
         tags=["admin"],
@@ -108,16 +121,16 @@ def _answers(model: type) -> dict[int | str, dict[str, Any]]:
 
 def _add_base_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> None:
     @router.get("/bases", summary="List the bases")
-    def bases() -> list[BaseRecord]:
-        return list(catalog.bases())
+    def bases(request: Request) -> list[BaseRecord]:
+        return [shown_base(request, base) for base in catalog.bases()]
 
     @router.post("/bases", summary="Register a base", responses=_answers(BaseRecord))
     async def base_add(request: Request, body: BaseAdd) -> Response:
         return await answer_with_job(request, jobs, "base_add", body)
 
     @router.get("/bases/{name}", summary="Show a base")
-    def base(name: str) -> BaseRecord:
-        return catalog.base(name)
+    def base(request: Request, name: str) -> BaseRecord:
+        return shown_base(request, catalog.base(name))
 
     @router.delete("/bases/{name}", summary="Forget a base")
     def base_rm(name: str) -> Removed:
@@ -128,7 +141,10 @@ def _add_base_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> No
 def _add_intake_routes(router: APIRouter, jobs: JobRunner, shelf: UploadShelf) -> None:
     @router.post("/adapters", summary="Register an artifact", responses=_answers(Registered))
     async def register(request: Request, body: RegisterRequest) -> Response:
-        about = UploadJobs(jobs, shelf, body.source, consume=not body.dry_run)
+        check_new(request, body.name, body.source)
+        about = UploadJobs(
+            jobs, shelf, body.source, consume=not body.dry_run, owner=owner_of(request)
+        )
         return await answer_with_job(request, about, "register", body)
 
     @router.post(
@@ -139,13 +155,14 @@ def _add_intake_routes(router: APIRouter, jobs: JobRunner, shelf: UploadShelf) -
 
     @router.post("/inspect", summary="What an artifact is", responses=_answers(Inspection))
     async def inspect(request: Request, body: InspectRequest) -> Response:
-        about = UploadJobs(jobs, shelf, body.source, consume=False)
+        check_source(request, body.source)
+        about = UploadJobs(jobs, shelf, body.source, consume=False, owner=owner_of(request))
         return await answer_with_job(request, about, "inspect", body)
 
 
 def _add_upload_routes(router: APIRouter, shelf: UploadShelf, streaming: type[APIRoute]) -> None:
     async def upload(request: Request, name: UploadName = "") -> Uploaded:
-        return await shelf.receive(request, name)
+        return await shelf.receive(request, name, admitted(request).key)
 
     body = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
     router.add_api_route(
@@ -158,32 +175,39 @@ def _add_upload_routes(router: APIRouter, shelf: UploadShelf, streaming: type[AP
     )
 
     @router.delete("/uploads/{upload}", summary="Remove an upload that is not needed")
-    async def upload_rm(upload: str) -> Removed:
+    async def upload_rm(request: Request, upload: str) -> Removed:
+        shelf.check_owner(upload, owner_of(request))
         await shelf.remove(upload)
         return Removed(removed=(f"upload:{upload}",))
 
 
 def _add_adapter_routes(router: APIRouter, catalog: Catalog) -> None:
     @router.get("/adapters", summary="List the adapters")
-    def adapters(wanted: Annotated[AdapterFilter, Query()]) -> list[AdapterRecord]:
-        return list(catalog.adapters(wanted))
+    def adapters(
+        request: Request, wanted: Annotated[AdapterFilter, Query()]
+    ) -> list[AdapterRecord]:
+        return visible(request, catalog.adapters(wanted))
 
     @router.get("/adapters/{name}", summary="Show an adapter: its versions and tags")
-    def adapter(name: str) -> AdapterRecord:
+    def adapter(request: Request, name: str) -> AdapterRecord:
+        check_visible(request, name)
         return catalog.adapter(name)
 
     @router.get("/adapters/{name}/history", summary="Every move of its tags")
-    def history(name: str) -> list[TagChange]:
+    def history(request: Request, name: str) -> list[TagChange]:
+        check_visible(request, name)
         return list(catalog.history(name))
 
     @router.get("/references/{reference}", summary="Show the version a reference names")
-    def show(reference: str) -> Shown:
+    def show(request: Request, reference: str) -> Shown:
+        check_reference(request, reference)
+        bases = [base.name for base in catalog.bases()]
         version = catalog.show(reference)
         return Shown(
             reference=reference,
             adapter=catalog.adapter(version.adapter),
             version=version,
-            manifest=catalog.version_manifest(reference),
+            manifest=shown_manifest(request, catalog.version_manifest(reference), bases),
             serving=catalog.serving(reference),
         )
 
@@ -202,16 +226,19 @@ def _add_tag_routes(router: APIRouter, catalog: Catalog) -> None:
 
     @router.put(path, summary="Point a tag at a version")
     def tag_put(request: Request, name: str, tag: str, body: TagRequest) -> TagChange:
+        check_visible(request, name)
         return catalog.tag(
             f"{name}:{tag}", body.version, actor=actor_of(request), default=body.default
         )
 
     @router.delete(path, summary="Remove a tag")
     def tag_delete(request: Request, name: str, tag: str) -> TagChange:
+        check_visible(request, name)
         return catalog.delete_tag(f"{name}:{tag}", actor=actor_of(request))
 
     @router.post(f"{path}/rollback", summary="Point a tag back at what it named before")
     def rollback(request: Request, name: str, tag: str) -> TagChange:
+        check_visible(request, name)
         return catalog.rollback(f"{name}:{tag}", actor=actor_of(request))
 
 

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, InvalidRequest
 from server.gateway.admin_jobs import Event, result_of
+from server.gateway.admin_scopes import admitted, scope_of
 from server.gateway.auth import AdminGate
 from server.gateway.body import read_body
 from server.gateway.errors import error_response
@@ -46,9 +47,10 @@ def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRou
     class GuardedRoute(APIRoute):
         def get_route_handler(self) -> Handler:
             answer = super().get_route_handler()
+            scope = scope_of(self.methods, self.path)
 
             async def guarded(request: Request) -> Response:
-                request.state.actor = await gate.admit(request)
+                request.state.admitted = await gate.admit(request, scope)
                 body = await read_body(request, MAX_BODY_BYTES)
                 response = await answer(Request(request.scope, _replay(body, request.receive)))
                 if request.method != "GET":
@@ -66,10 +68,11 @@ def streaming_route(gate: AdminGate) -> type[APIRoute]:
     class StreamingRoute(APIRoute):
         def get_route_handler(self) -> Handler:
             answer = super().get_route_handler()
+            scope = scope_of(self.methods, self.path)
 
             async def guarded(request: Request) -> Response:
                 try:
-                    request.state.actor = await gate.admit(request)
+                    request.state.admitted = await gate.admit(request, scope)
                     return await answer(request)
                 except AdapterctlError as error:
                     # What is still to come is not waited for.
@@ -82,9 +85,7 @@ def streaming_route(gate: AdminGate) -> type[APIRoute]:
 
 def actor_of(request: Request) -> str:
     """Who was admitted, for the registry's history."""
-    actor = request.state.actor
-    assert isinstance(actor, str)
-    return actor
+    return admitted(request).actor
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 import adapters
 from server.engine.engines import EngineState
+from server.gateway.auth import AdminGate
 from server.gateway.errors import install_error_handlers
 from server.gateway.models_route import models_router
 from server.gateway.relay import SERVER_SEND, relay
@@ -23,8 +24,16 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> FastAPI:
-    """OpenAI's routes, the admin API, health, metrics and documentation."""
+def create_app(
+    state: GatewayState,
+    admin: APIRouter,
+    lifespan: Lifespan,
+    metrics_gate: AdminGate | None = None,
+) -> FastAPI:
+    """OpenAI's routes, the admin API, health, metrics and documentation.
+
+    `metrics_gate` lets in who may read the metrics; None: everybody.
+    """
     app = _Application(
         title="adapterctl",
         summary="Many fine-tunes of one base behind one OpenAI-compatible endpoint.",
@@ -33,7 +42,7 @@ def create_app(state: GatewayState, admin: APIRouter, lifespan: Lifespan) -> Fas
         redoc_url=None,
     )
     install_error_handlers(app)
-    app.include_router(health_router(state))
+    app.include_router(health_router(state, metrics_gate))
     app.include_router(models_router(state))
     for route in ENGINE_ROUTES:
         _add_engine_route(app, state, route)
@@ -49,7 +58,7 @@ class _Application(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def health_router(state: GatewayState) -> APIRouter:
+def health_router(state: GatewayState, metrics_gate: AdminGate | None = None) -> APIRouter:
     """`/healthz`: the process lives. `/readyz`: it can answer. `/metrics`: Prometheus."""
     router = APIRouter(tags=["operations"])
 
@@ -63,7 +72,9 @@ def health_router(state: GatewayState) -> APIRouter:
         return {"status": EngineState.READY.value}
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        if metrics_gate is not None:
+            await metrics_gate.admit(request)
         text = generate_latest(state.metrics.registry)
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 

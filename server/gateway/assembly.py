@@ -175,7 +175,12 @@ def assemble(serving: Serving) -> Parts:
         lanes=lanes,
         keep_up=reconciler.keep_up,
         callers=Callers(
-            snapshot, weights=settings.tenant_weights, tenant_header=settings.tenant_header
+            snapshot,
+            weights=settings.tenant_weights,
+            adapters=settings.tenant_adapters,
+            tenant_header=settings.tenant_header,
+            require=settings.require_key,
+            public=not settings.loopback_only,
         ),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,

@@ -49,12 +49,3 @@ adapterctl is ready at {url} ({seconds:.0f} s). It answers as: {names}
 
 Documentation: {url}/docs · metrics: {url}/metrics · stop with Ctrl-C
 """
-
-
-def admin_key_notice(secret: str) -> str:
-    """Printed once: the key is stored hashed and cannot be shown again."""
-    return f"""
-This server listens beyond this machine, so its admin API asks for a key. It is shown only now:
-
-  export ADAPTERCTL_KEY={secret}
-"""

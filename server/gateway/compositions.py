@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from starlette.concurrency import run_in_threadpool
 
+from adapters.access import Allows, everything
 from adapters.catalog import Catalog
 from adapters.compositions import Part, is_composition, is_mix, mix_name, parse_composition
 from adapters.errors import AdapterctlError, AdapterNotFound, StoreBusy, UsageError
@@ -52,16 +53,17 @@ class Compositions:
         self._making: dict[str, asyncio.Task[None]] = {}
         self._used: dict[str, float] = {}
 
-    async def resolve(self, text: str) -> Resolved:
-        """What `text` means; a sum is made first if nobody asked for it before.
+    async def resolve(self, text: str, allows: Allows = everything) -> Resolved:
+        """What `text` means, for who may use the names that `allows` says; a sum is made first if
+        nobody asked for it before.
 
         Raises what a wrong reference deserves, and StoreBusy when making it takes too long.
         """
         if not is_composition(text):
-            return self._snapshot().resolve(text)
+            return self._snapshot().resolve(text, allows)
         snapshot = self._snapshot()
         parts = parse_composition(text)
-        base, components = resolve_parts(snapshot, parts)
+        base, components = resolve_parts(snapshot, parts, allows)
         name = mix_name(components)
         self._used[name] = time.monotonic()
         if name not in snapshot.adapters:

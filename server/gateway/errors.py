@@ -21,7 +21,7 @@ def error_response(
     error: AdapterctlError, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """`error` as an answer: status, body, and the headers that belong to its kind."""
-    sent = dict(headers or {})
+    sent = {**error.headers, **(headers or {})}
     if error.retry_after is not None:
         sent["Retry-After"] = str(error.retry_after)
     if isinstance(error, Unauthorized):

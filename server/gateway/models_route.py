@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from adapters.compositions import is_mix
 from adapters.errors import AdapterctlError
@@ -19,19 +19,21 @@ def models_router(state: GatewayState) -> APIRouter:
     router = APIRouter(tags=["openai"])
 
     @router.get("/v1/models", summary="What can be asked for")
-    async def list_models() -> dict[str, Any]:
+    async def list_models(request: Request) -> dict[str, Any]:
+        caller = state.callers.caller(request.headers)
         adapters = state.snapshot().adapters.values()
-        data = [_base(state.base)]
+        data = [_base(state.base)] if caller.allows(state.base.name) else []
         for adapter in adapters:
             # A sum that somebody's request made is nothing to choose from.
-            if not is_mix(adapter.name):
+            if not is_mix(adapter.name) and caller.allows(adapter.name):
                 data.extend(_entries(state, adapter))
         return {"object": "list", "data": data}
 
     @router.get("/v1/models/{reference:path}", summary="One reference")
-    async def one_model(reference: str) -> dict[str, Any]:
+    async def one_model(request: Request, reference: str) -> dict[str, Any]:
+        caller = state.callers.caller(request.headers)
         snapshot = state.snapshot()
-        resolved = snapshot.resolve(reference)
+        resolved = snapshot.resolve(reference, caller.allows)
         if resolved.version is None:
             return _base(resolved.base)
         adapter = snapshot.adapters[resolved.version.adapter]

@@ -25,6 +25,7 @@ from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUn
 from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
+from server.gateway.cache_salt import salt_cache
 from server.gateway.copying import PRIORITY_HEADER
 from server.gateway.guard import not_finite
 from server.gateway.observing import Answered, Role
@@ -54,7 +55,7 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
         asked = Asked(_request_id(request), request.headers, document)
-        resolved = await state.compositions.resolve(model_of(document))
+        resolved = await state.compositions.resolve(model_of(document), caller.allows)
         state.keep_up()
         target = target_of(state.placing, resolved, asked, state.withdrawn)
         exchange.begin(target)
@@ -62,6 +63,8 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
             _note(exchange, target, asked, route, body)
         strip_usage = _ask_for_usage(document, route)
         await fill_in(document, state, route, target)
+        if route.computes and state.salts():
+            salt_cache(document, caller.tenant)
         ticket = None
         if route.computes:
             cost = Cost.of(document, len(body))

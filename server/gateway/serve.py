@@ -19,16 +19,16 @@ from fastapi import FastAPI
 from adapters.bases.digest import base_digest
 from adapters.bases.engine_limits import engine_refusal, on_cpu
 from adapters.catalog import Catalog
-from adapters.errors import AdapterctlError, BaseError, EngineStartFailed
+from adapters.errors import AdapterctlError, BaseError, EngineStartFailed, UsageError
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
-from adapters.tenants import ADMIN
+from server.connection import Connection
 from server.gateway.admin import admin_router
 from server.gateway.app import create_app
 from server.gateway.assembly import Serving, assemble
-from server.gateway.banner import admin_key_notice, ready_banner
-from server.gateway.connection import Connection
+from server.gateway.auth import AdminGate
+from server.gateway.banner import ready_banner
 from server.gateway.runtime import allow_connections, announced, listen, runtime_directory, url_of
 from server.settings import ServeSettings
 
@@ -44,10 +44,8 @@ def run(settings: ServeSettings) -> None:
         descriptor = catalog.base_descriptor(base.name)
         if settings.engine_url is None:
             _check_servable(base.name, descriptor)
+        check_keys(settings, catalog)
         listener = stack.enter_context(contextlib.closing(listen(settings.host, settings.port)))
-        secret = first_admin_key(settings, catalog)
-        if secret is not None:
-            _say(admin_key_notice(secret))
         watcher = SnapshotWatcher(settings.store)
         watcher.start()
         stack.callback(watcher.stop)
@@ -59,11 +57,22 @@ def run(settings: ServeSettings) -> None:
             runner.run(server.serve())
 
 
-def first_admin_key(settings: ServeSettings, catalog: Catalog) -> str | None:
-    """A new admin key where the server is reachable from elsewhere and the store has none yet."""
-    if settings.loopback_only or catalog.has_admin_key():
+def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
+    """Raises UsageError where others could reach a server to which nobody has a key."""
+    if settings.loopback_only or settings.require_key == "never" or catalog.has_key():
+        return
+    raise UsageError(
+        f"other machines can reach {settings.host}, and this store has no key yet: make one with "
+        "'adapterctl keys create --scope admin --scope infer', or listen on 127.0.0.1, or say "
+        "--require-key never"
+    )
+
+
+def metrics_gate(catalog: Catalog, settings: ServeSettings) -> AdminGate | None:
+    """Who may read the metrics, which name every adapter and tenant; None: everybody."""
+    if settings.open_metrics:
         return None
-    return catalog.create_key([ADMIN], "first start")[1]
+    return AdminGate(catalog.key_for, require_key=settings.admin_key_needed)
 
 
 def _serving_base(catalog: Catalog, name: str) -> BaseRecord:
@@ -99,10 +108,13 @@ class _Server:
             refresh=serving.watcher.refresh,
             engines=lambda: [parts.engine.status().model_dump(mode="json")],
             lanes=parts.operations,
-            require_admin_key=not settings.loopback_only,
+            require_admin_key=settings.admin_key_needed,
+            access_of=parts.state.callers.access_of,
             jobs_at_once=settings.jobs_at_once,
         )
-        app = create_app(parts.state, admin, self._lifespan)
+        app = create_app(
+            parts.state, admin, self._lifespan, metrics_gate(serving.catalog, settings)
+        )
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,

@@ -46,3 +46,8 @@ class GatewayState:
     # By adapter and version.
     in_flight: Counter[Answering] = field(default_factory=Counter)
     observers: list[Observer] = field(default_factory=list)
+
+    def salts(self) -> bool:
+        """Whether the engine's prefix cache is kept apart by tenant."""
+        wanted = self.settings.tenant_cache_salt
+        return self.callers.told_apart if wanted == "auto" else wanted == "always"

@@ -45,6 +45,8 @@ class _Kept:
     """An upload on the disk: what ends its directory, who reads it now, when it expires."""
 
     stack: ExitStack
+    # The id of the key that sent it; None: none was needed.
+    owner: str | None = None
     users: int = 0
     doomed: bool = False
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -60,8 +62,9 @@ class UploadShelf:
         self._arriving = 0
         atexit.register(self.close)
 
-    async def receive(self, request: Request, name: str) -> Uploaded:
-        """Writes the body to the disk; `name` says what it is, as a file's name does.
+    async def receive(self, request: Request, name: str, owner: str | None = None) -> Uploaded:
+        """Writes the body to the disk; `name` says what it is, as a file's name does. `owner` is
+        the id of the key that sends it.
 
         Raises RequestTooLarge, DiskFull, and InvalidRequest for a client that breaks off.
         """
@@ -79,7 +82,7 @@ class UploadShelf:
         self._check_declared(request, limit)
         self._arriving += 1
         try:
-            return await self._keep(request, name, limit)
+            return await self._keep(request, name, limit, owner)
         finally:
             self._arriving -= 1
 
@@ -97,7 +100,7 @@ class UploadShelf:
                 f"{free} are free (`adapterctl gc` removes what nothing uses)"
             )
 
-    async def _keep(self, request: Request, name: str, limit: int) -> Uploaded:
+    async def _keep(self, request: Request, name: str, limit: int, owner: str | None) -> Uploaded:
         stack = ExitStack()
         try:
             staging = await run_in_threadpool(stack.enter_context, stage(self._layout))
@@ -114,7 +117,7 @@ class UploadShelf:
                 await run_in_threadpool(stack.close)
             raise
         wanted = upload_id(staging)
-        self._kept[wanted] = _Kept(stack)
+        self._kept[wanted] = _Kept(stack, owner)
         self._wind(wanted)
         lifetime = int(self._lifetime)
         return Uploaded(upload=wanted, name=name, bytes=size, sha256=sha256, expires_in=lifetime)
@@ -159,6 +162,15 @@ class UploadShelf:
             kept.timer.cancel()
         return self._kept.pop(wanted).stack
 
+    def check_owner(self, wanted: str, owner: str | None) -> None:
+        """Raises NotFound where somebody else sent it, as for one that is not there; None is
+        everybody's owner."""
+        if owner is None:
+            return
+        kept = self._kept.get(wanted)
+        if kept is None or kept.owner != owner:
+            raise no_upload(wanted)
+
     async def remove(self, wanted: str) -> None:
         """Removes an upload, at the end of what reads it now; raises NotFound."""
         if wanted not in self._kept:
@@ -169,12 +181,14 @@ class UploadShelf:
                 await run_in_threadpool(stack.close)
 
     @asynccontextmanager
-    async def in_use(self, source: str) -> AsyncIterator[str | None]:
+    async def in_use(self, source: str, owner: str | None = None) -> AsyncIterator[str | None]:
         """While a job reads `source`: if it is an upload of this server, it stays. Yields its id.
 
-        Another server's upload on the same store is its own business.
+        Another server's upload on the same store is its own business; `owner`, who may name none
+        but their own, cannot name it. Raises NotFound.
         """
         wanted = source.removeprefix(PREFIX).partition("#")[0]
+        self.check_owner(wanted, owner)
         kept = self._kept.get(wanted) if source.startswith(PREFIX) else None
         if kept is None:
             yield None
@@ -199,20 +213,30 @@ class UploadShelf:
 
 
 class UploadJobs:
-    """Jobs whose source may be an upload; `consume`: it is not needed after a success."""
+    """Jobs whose source may be an upload; `consume`: it is not needed after a success. `owner`:
+    the source must be an upload of that key; None: any source."""
 
-    def __init__(self, jobs: JobRunner, shelf: UploadShelf, source: str, *, consume: bool) -> None:
+    def __init__(
+        self,
+        jobs: JobRunner,
+        shelf: UploadShelf,
+        source: str,
+        *,
+        consume: bool,
+        owner: str | None = None,
+    ) -> None:
         self._jobs = jobs
         self._shelf = shelf
         self._source = source
         self._consume = consume
+        self._owner = owner
 
     async def events(
         self, operation: str, arguments: BaseModel | None, actor: str
     ) -> AsyncGenerator[Event]:
         """See JobRunner.events. The upload is gone by the time the client hears of the result."""
         result: Event | None = None
-        async with self._shelf.in_use(self._source) as upload:
+        async with self._shelf.in_use(self._source, self._owner) as upload:
             async with aclosing(self._jobs.events(operation, arguments, actor)) as events:
                 async for event in events:
                     if "result" in event:

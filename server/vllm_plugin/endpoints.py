@@ -78,9 +78,11 @@ class ResidencyEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         # Imported where the API server is being made: nowhere else is it needed.
+        from server.connection import hold_heads
         from server.vllm_plugin import answering
 
         answering.install()
+        hold_heads()
         app.add_api_route(f"{PREFIX}/alive", self.alive, methods=["GET"])
         app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
         app.add_api_route(f"{PREFIX}/prefetch", self.prefetch, methods=["POST"])

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import click
 
-from adapters.tenants import DEFAULT_TENANT, INFERENCE, SCOPES, check_label, check_tenant
+from adapters.access import check_patterns
+from adapters.expiry import parse_expiry
+from adapters.tenants import (
+    DEFAULT_TENANT,
+    INFER,
+    MAX_QUOTA,
+    SCOPES,
+    check_label,
+    check_tenant,
+)
 from server.cli.complete import key_ids
 from server.cli.options import Command
 from server.cli.output import clean, emit_json, local_time, note, say, table
 from server.cli.session import Session, pass_session
 from server.gateway.key_models import KeyRequest, KeyShown
+
+_LIMIT = click.IntRange(1, MAX_QUOTA)
 
 
 @click.command(cls=Command)
@@ -26,17 +39,46 @@ from server.gateway.key_models import KeyRequest, KeyShown
     "scopes",
     multiple=True,
     type=click.Choice(SCOPES),
-    help="What it opens: inference for requests, admin for the admin API. Give the option once "
-    "for each.  [default: inference]",
+    help="What it opens: infer for requests, register for registering adapters and moving their "
+    "tags, admin for everything. Give the option once for each.  [default: infer]",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="PATTERN",
+    help="A name that it may use, or a pattern for names, as 'acme-*'; bases count as well. Give "
+    "the option once for each.  [default: every name]",
+)
+@click.option(
+    "--expires",
+    metavar="WHEN",
+    help="When it ends: 12h, 30d, 2w, or a date (UTC).  [default: never]",
+)
+@click.option("--requests-per-minute", type=_LIMIT, help="Requests it may begin in a minute.")
+@click.option("--tokens-per-minute", type=_LIMIT, help="Tokens, of prompts and answers together.")
+@click.option("--concurrent", type=_LIMIT, help="Requests that may run at the same time.")
 @pass_session
-def create(session: Session, label: str, tenant: str, scopes: tuple[str, ...]) -> None:
+def create(
+    session: Session,
+    /,
+    label: str,
+    tenant: str,
+    scopes: tuple[str, ...],
+    adapters: tuple[str, ...],
+    expires: str | None,
+    **quota: int | None,
+) -> None:
     """Make an API key. Its secret is shown now and never again: only a hash of it is kept."""
+    end = None if expires is None else parse_expiry(expires, datetime.now(UTC))
     request = KeyRequest.model_validate(
         {
             "label": check_label(label),
             "tenant": check_tenant(tenant),
-            "scopes": scopes or (INFERENCE,),
+            "scopes": scopes or (INFER,),
+            "adapters": check_patterns(adapters),
+            "expires_at": end,
+            **quota,
         }
     )
     made = session.backend().create_key(request)
@@ -53,14 +95,15 @@ def create(session: Session, label: str, tenant: str, scopes: tuple[str, ...]) -
 @click.command(cls=Command)
 @pass_session
 def ls(session: Session) -> None:
-    """List the keys, revoked ones too."""
+    """List the keys, ended ones too."""
     keys = session.backend().keys()
     if session.json:
         emit_json([key.model_dump(mode="json") for key in keys])
     elif not keys:
         say("No key yet. Make one: adapterctl keys create --tenant NAME")
     else:
-        table(("id", "tenant", "scopes", "created", "state", "label"), map(_row, keys))
+        head = ("id", "tenant", "scopes", "adapters", "quota", "created", "state", "label")
+        table(head, map(_row, keys))
 
 
 @click.command(cls=Command)
@@ -76,5 +119,32 @@ def revoke(session: Session, key_id: str) -> None:
 
 
 def _row(key: KeyShown) -> tuple[str, ...]:
-    state = "usable" if key.revoked_at is None else f"revoked {local_time(key.revoked_at)}"
-    return (key.id, key.tenant, ", ".join(key.scopes), local_time(key.created_at), state, key.label)
+    return (
+        key.id,
+        key.tenant,
+        ", ".join(key.scopes),
+        ", ".join(key.adapters) or "all",
+        _quota(key),
+        local_time(key.created_at),
+        _state(key),
+        key.label,
+    )
+
+
+def _state(key: KeyShown) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {local_time(key.revoked_at)}"
+    if key.expires_at is None:
+        return "usable"
+    over = key.expires_at <= datetime.now(UTC)
+    return f"{'expired' if over else 'usable until'} {local_time(key.expires_at)}"
+
+
+def _quota(key: KeyShown) -> str:
+    """`60 requests/min, 4 at once`."""
+    limits = (
+        (key.requests_per_minute, "requests/min"),
+        (key.tokens_per_minute, "tokens/min"),
+        (key.concurrent, "at once"),
+    )
+    return ", ".join(f"{limit} {unit}" for limit, unit in limits if limit) or "unlimited"

@@ -19,7 +19,8 @@ from server.cli.complete import base_names
 from server.cli.options import Command
 from server.cli.output import emit_json
 from server.cli.session import STORE_VARIABLE, Session, default_store, pass_session
-from server.settings import ENV_PREFIX, ServeSettings, load_settings
+from server.configuration import LISTS, flag_of, load_settings
+from server.settings import ENV_PREFIX, ServeSettings
 
 
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,12 +34,12 @@ def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Callable[..., None]]:
     variable = f"env: {ENV_PREFIX}{name.upper()}"
-    if name == "engine_arguments":
+    if name in LISTS:
         return click.option(
-            "--engine-argument",
+            flag_of(name),
             name,
             multiple=True,
-            metavar="ARGUMENT",
+            metavar=name.rpartition("_")[2].removesuffix("s").upper(),
             help=f"{field.description} Give the option once for each. [{variable}]",
         )
     if field.annotation is bool:
@@ -52,7 +53,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Call
         )
     known = not field.is_required() and field.default not in (None, {})
     return click.option(
-        "--" + name.replace("_", "-"),
+        flag_of(name),
         name,
         type=_type(field),
         help=f"{field.description} [{f'default: {field.default}; ' if known else ''}{variable}]",

@@ -266,9 +266,9 @@ def test_inspect_passes_the_bases(catalog: Catalog, source: Source) -> None:
 
 
 def test_keys(catalog: Catalog) -> None:
-    assert not catalog.has_admin_key()
+    assert not catalog.has_key()
     key_id, secret = catalog.create_key(["serve", "admin"], "ops")
-    assert catalog.has_admin_key()
+    assert catalog.has_key()
     found = catalog.key_for(secret)
     assert found is not None
     assert (found.id, found.label, found.scopes) == (key_id, "ops", ("admin", "serve"))
@@ -277,7 +277,7 @@ def test_keys(catalog: Catalog) -> None:
         assert catalog.key_for(wrong) is None
     catalog.revoke_key(key_id)
     assert catalog.key_for(secret) is None
-    assert not catalog.has_admin_key()
+    assert not catalog.has_key()
     with pytest.raises(NotFound):
         catalog.revoke_key("nobody")
     stored = b"".join(p.read_bytes() for p in catalog.layout.root.glob("registry.db*"))

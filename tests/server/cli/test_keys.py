@@ -34,7 +34,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 def test_a_key_is_made_shown_once_and_revoked(place: Place) -> None:
     assert place.cli.ok("keys", "ls") == []
     made = place.cli.ok("keys", "create", "--label", "web shop", "--tenant", "acme")
-    assert (made["tenant"], made["label"], made["scopes"]) == ("acme", "web shop", ["inference"])
+    assert (made["tenant"], made["label"], made["scopes"]) == ("acme", "web shop", ["infer"])
     assert made["secret"].startswith(f"ak-{made['id']}-")
     with Catalog.open(place.store) as catalog:
         found = catalog.key_for(made["secret"])
@@ -54,13 +54,13 @@ def test_a_key_is_made_shown_once_and_revoked(place: Place) -> None:
 
 
 def test_for_people_the_secret_is_all_of_the_output(place: Place) -> None:
-    answer = place.cli("keys", "create", "--scope", "admin", "--scope", "inference")
+    answer = place.cli("keys", "create", "--scope", "admin", "--scope", "infer")
     assert (answer.code, len(answer.out.split())) == (0, 1)
     assert "not shown again" in answer.err
     with Catalog.open(place.store) as catalog:
         found = catalog.key_for(answer.out.strip())
         assert found is not None
-        assert (found.scopes, found.tenant) == (("admin", "inference"), "default")
+        assert (found.scopes, found.tenant) == (("admin", "infer"), "default")
 
 
 @pytest.mark.parametrize(

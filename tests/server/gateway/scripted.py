@@ -27,8 +27,8 @@ from adapters.registry.snapshot import Snapshot
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
+from server.connection import Connection
 from server.engine.pool import EnginePool
-from server.gateway.connection import Connection
 from server.gateway.state import GatewayState
 
 if TYPE_CHECKING:

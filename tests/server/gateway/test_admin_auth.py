@@ -126,7 +126,7 @@ def test_wrong_keys(public: str, local: str, header: str) -> None:
 def test_keys_and_scopes(public: str, store: Path) -> None:
     with Catalog.open(store) as catalog:
         key_id, admin = catalog.create_key(["admin"], "ops")
-        _, other = catalog.create_key(["inference"], "app")
+        _, other = catalog.create_key(["infer"], "app")
     assert ask(public, {"Authorization": f"bearer {admin}", "Host": "models.example"})[0] == 200
     assert refused(ask(public, {"Authorization": f"Bearer {other}"})) == (403, "forbidden")
     with Catalog.open(store) as catalog:

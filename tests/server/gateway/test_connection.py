@@ -7,9 +7,12 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+import uvicorn
 from aiohttp import web
 
-from server.gateway.connection import HeadHolder
+import server.connection
+from server.connection import HeadHolder
 from tests.server.gateway.scripted import CHAT, Gateway, ScriptedEngine, answer
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -93,3 +96,17 @@ async def test_a_streams_head_comes_with_its_first_event(
     assert b"data: {}" in found
     go_on.set()
     writer.close()
+
+
+async def test_whoever_starts_uvicorn_in_this_process_gets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    monkeypatch.setattr(server.connection, "HTTP_PROTOCOLS", uvicorn.config.HTTP_PROTOCOLS)
+
+    async def application(*_: object) -> None: ...
+
+    server.connection.hold_heads()
+    config = uvicorn.Config(application)
+    config.load()
+    assert config.http_protocol_class is server.connection.HeadHolding

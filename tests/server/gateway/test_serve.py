@@ -13,9 +13,9 @@ import pytest
 from adapters.catalog import Catalog
 from adapters.errors import BaseError, UsageError
 from adapters.frozen import Lane
-from server.gateway.banner import admin_key_notice, ready_banner
+from server.gateway.banner import ready_banner
 from server.gateway.runtime import announced, listen, runtime_directory, url_of
-from server.gateway.serve import first_admin_key, run
+from server.gateway.serve import check_keys, run
 from server.settings import ServeSettings
 from tests.adapters.bases.quantized_dirs import write_nf4
 from tests.server.gateway.lane_cases import MODEL, deployment
@@ -26,19 +26,30 @@ def settings(store: Path, host: str) -> ServeSettings:
     return ServeSettings(store=store, base="tiny", host=host)
 
 
-def test_beyond_loopback_the_first_start_makes_one_admin_key(tmp_path: Path) -> None:
+def test_beyond_loopback_nothing_starts_without_a_key(tmp_path: Path) -> None:
+    public = settings(tmp_path, "0.0.0.0")
     with Catalog.init(tmp_path / "store") as catalog:
-        assert first_admin_key(settings(tmp_path, "127.0.0.1"), catalog) is None
-        secret = first_admin_key(settings(tmp_path, "0.0.0.0"), catalog)
-        assert secret is not None
-        assert secret in admin_key_notice(secret)
-        record = catalog.key_for(secret)
-        assert record is not None
-        assert "admin" in record.scopes
-        assert first_admin_key(settings(tmp_path, "0.0.0.0"), catalog) is None
-        assert catalog.key_for(secret + "x") is None
-    stored = b"".join(file.read_bytes() for file in (tmp_path / "store").glob("registry.db*"))
-    assert secret.encode() not in stored
+        check_keys(settings(tmp_path, "127.0.0.1"), catalog)
+        check_keys(public.model_copy(update={"require_key": "never"}), catalog)
+        with pytest.raises(UsageError, match="adapterctl keys create --scope admin"):
+            check_keys(public, catalog)
+        key_id, _ = catalog.create_key(["infer"], "app")
+        check_keys(public, catalog)
+        catalog.revoke_key(key_id)
+        with pytest.raises(UsageError, match=r"other machines can reach 0\.0\.0\.0"):
+            check_keys(public, catalog)
+
+
+def test_beyond_loopback_nothing_is_opened_without_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Catalog.init(tmp_path / "store") as catalog:
+        catalog.base_add("tiny", write_nf4(tmp_path / "nf4"))
+    opened: list[object] = []
+    monkeypatch.setattr("server.gateway.serve.listen", lambda *address: opened.append(address))
+    with pytest.raises(UsageError, match="has no key yet"):
+        run(settings(tmp_path / "store", "0.0.0.0").model_copy(update={"engine_url": "unix:/x"}))
+    assert opened == []
 
 
 def test_a_base_that_no_engine_serves_is_refused_before_anything_is_started(

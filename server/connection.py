@@ -1,10 +1,11 @@
 """A client's connection: the head of an answer leaves together with what follows it.
 
-uvicorn writes the status and headers by themselves, so that every answer costs the gateway one more
-system call and its client one more wake-up, for a packet with which it can do nothing yet.
+uvicorn writes the status and headers by themselves, so that every answer costs the server one more
+system call and its client one more wake-up, for a packet with which it can do nothing yet. That
+holds for the gateway, and for the engine, whose client is the gateway.
 
-And a client that does not take its answer is cut off after a while: until then it holds a place at
-the engine, which makes tokens for nobody.
+A client of the gateway that does not take its answer is cut off after a while: until then it holds
+a place at the engine, which makes tokens for nobody.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
+from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD = b"HTTP/1.1 "
 
 
-class Connection(HttpToolsProtocol):
+class HeadHolding(HttpToolsProtocol):
     """uvicorn's, on a transport that waits with heads."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, but do the same.
+        super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
+
+
+class Connection(HeadHolding):
+    """The gateway's: a client that does not take its answer is cut off."""
 
     # Seconds that the buffer of a client may stay full (64 KiB besides the kernel's own).
     write_timeout = 60.0
@@ -28,10 +38,6 @@ class Connection(HttpToolsProtocol):
     def within(cls, write_timeout: float) -> type[Connection]:
         """As this class, with another limit; uvicorn makes the connections itself."""
         return type("Connection", (cls,), {"write_timeout": write_timeout})
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are none of asyncio's classes, but do the same.
-        super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -54,6 +60,11 @@ class Connection(HttpToolsProtocol):
     def _cut_off(self) -> None:
         """Whoever waits to write to it sees a client that went away."""
         self.transport.abort()
+
+
+def hold_heads() -> None:
+    """Have the uvicorn that somebody else starts in this process hold heads, too."""
+    HTTP_PROTOCOLS["auto"] = f"{__name__}:{HeadHolding.__name__}"
 
 
 class HeadHolder(asyncio.Transport):
