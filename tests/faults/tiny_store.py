@@ -60,7 +60,8 @@ def make_store(root: Path) -> Path:
 def write_base(directory: Path) -> Path:
     """A Llama with random weights."""
     random = np.random.default_rng(0)
-    shapes = {"model.embed_tokens.weight": (WORDS, HIDDEN), "lm_head.weight": (WORDS, HIDDEN)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes |= {"model.embed_tokens.weight": (WORDS, HIDDEN), "lm_head.weight": (WORDS, HIDDEN)}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
         shapes |= {f"{prefix}{block}.weight": shape for block, shape in _BLOCKS.items()}
