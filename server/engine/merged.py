@@ -14,7 +14,7 @@ from typing import Protocol
 
 from adapters.errors import AdapterctlError, EngineStartFailed, EngineUnavailable
 from adapters.frozen import Frozen
-from adapters.store.layout import engine_name
+from adapters.store.layout import digest_hex, engine_name
 from server.engine.engines import EngineState, EngineStatus
 from server.engine.memory import MemoryPlan
 from server.engine.transport import EngineTransport
@@ -33,6 +33,11 @@ class MergedModel:
     path: Path
     name: str
     base: str
+
+
+def merged_id(model: str) -> str:
+    """How people and metrics know the engine of a merged model, by the model's digest."""
+    return f"merged-{digest_hex(model)[:12]}"
 
 
 class MergedState(StrEnum):
