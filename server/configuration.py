@@ -16,11 +16,42 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapters.errors import UsageError
+from server.quota_settings import TenantQuota
 from server.settings import ENV_PREFIX, ServeSettings
 
 # Settings of several values, which flags and the environment give as words.
 LISTS = frozenset({"engine_arguments", "cors_origins"})
 DEFAULT = "default"
+# What a running server takes over on SIGHUP; everything else needs a restart.
+RELOADED = frozenset(
+    {
+        "body_timeout",
+        "client_templates",
+        "drain_delay",
+        "first_token_timeout",
+        "header_timeout",
+        "keep_alive_timeout",
+        "log_level",
+        "log_prompts",
+        "max_body_bytes",
+        "max_header_bytes",
+        "max_headers",
+        "max_in_flight",
+        "merged_wait",
+        "prefill_tokens",
+        "queue_limit",
+        "queue_limit_per_tenant",
+        "queue_timeout",
+        "request_timeout",
+        "slot_patience",
+        "stop_timeout",
+        "tenant_adapters",
+        "tenant_weights",
+        "tls_cert",
+        "tls_key",
+        "write_timeout",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +109,9 @@ def _validated(merged: dict[str, Any]) -> ServeSettings:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise UsageError(f"'{key}' is not set: give {flag_of(key)}") from None
+        if first["type"] == "extra_forbidden" and len(first["loc"]) > 1:
+            known = ", ".join(TenantQuota.model_fields)
+            raise UsageError(f"'{key}' is no quota; quotas are: {known}") from None
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(ServeSettings.model_fields))
             raise UsageError(f"'{key}' is no setting; the settings are: {known}") from None

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from adapters.frozen import Frozen
 from adapters.tenants import is_tenant
+from server.quota_settings import StorageUrl, TenantQuotas
 from server.setting_values import is_loopback, parse_weights, web_origin
 from server.tenant_settings import check_tenant_adapters, parse_tenant_adapters
 
@@ -137,6 +138,11 @@ class ServeSettings(Frozen):
     reuse_port: bool = Field(
         False, description="Share the port with other servers that set this, too (SO_REUSEPORT)."
     )
+    take_over: bool = Field(
+        False,
+        description="Take the port from the server that listens there on the same store: once this "
+        "one can answer, it takes the connections, and the other one finishes its requests.",
+    )
     drain_delay: float = Field(
         0,
         ge=0,
@@ -252,6 +258,21 @@ class ServeSettings(Frozen):
         None,
         description="The header in which a proxy says the tenant of a request. Whoever reaches the "
         "server can then be any tenant: only behind a proxy that sets it itself.",
+    )
+    tenant_quotas: TenantQuotas = Field(
+        {},
+        description="What tenants may use at most, as `acme:requests=60,tokens=10000,concurrent=4 "
+        "*:requests=10` (a minute; at once), in the file a table for each; `*` is for all others.",
+    )
+    quota_storage: StorageUrl | None = Field(
+        None,
+        description="Where several servers count quotas together (redis://…, rediss://…, "
+        "unix://…); default: each in its own memory.",
+    )
+    quota_storage_down: Literal["open", "closed"] = Field(
+        "open",
+        description="While that storage does not answer: `open` counts in each server's own "
+        "memory, `closed` refuses with 503 who has a quota.",
     )
 
     tenant_adapters: dict[str, tuple[str, ...]] = Field(

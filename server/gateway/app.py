@@ -14,12 +14,14 @@ from starlette.types import Receive, Scope, Send
 import adapters
 from server.engine.engines import EngineState
 from server.gateway.auth import AdminGate
+from server.gateway.entry import Entry
 from server.gateway.errors import install_error_handlers
 from server.gateway.exposition import Exposition
 from server.gateway.models_route import models_router
-from server.gateway.relay import SERVER_SEND, relay
+from server.gateway.relay import relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
 from server.gateway.state import GatewayState
+from server.gateway.stopping import not_ready
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -42,6 +44,7 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
     )
+    app.enter_by(state)
     install_error_handlers(app)
     app.include_router(health_router(state, metrics_gate))
     app.include_router(models_router(state))
@@ -52,11 +55,15 @@ def create_app(
 
 
 class _Application(FastAPI):
-    """Notes the server's own `send`: events of a stream need not go through every middleware's."""
+    """FastAPI's, behind an Entry."""
+
+    def enter_by(self, state: GatewayState) -> None:
+        """Once, before anything is served."""
+        origins = state.settings.cors_origins
+        self._entry = Entry(super().__call__, state.stopping, origins=origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SERVER_SEND] = send
-        await super().__call__(scope, receive, send)
+        await self._entry(scope, receive, send)
 
 
 def health_router(state: GatewayState, metrics_gate: AdminGate | None = None) -> APIRouter:
@@ -69,6 +76,8 @@ def health_router(state: GatewayState, metrics_gate: AdminGate | None = None) ->
 
     @router.get("/readyz", summary="Requests can be answered")
     async def readyz() -> dict[str, str]:
+        if state.stopping.begun:
+            raise not_ready()
         state.engine.transport()
         return {"status": EngineState.READY.value}
 

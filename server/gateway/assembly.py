@@ -46,6 +46,7 @@ from server.gateway.observing import Observation
 from server.gateway.picker_metrics import PickerMetrics
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
+from server.gateway.quotas.making import made_quotas
 from server.gateway.reconciling import Reconciler
 from server.gateway.residents import ResidencyCollector
 from server.gateway.running import RunningLanes, free_bytes, merged_states
@@ -100,6 +101,7 @@ class Parts:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
         await self.guard.close()
+        await self.state.quotas.close()
 
 
 def assemble(serving: Serving) -> Parts:
@@ -210,6 +212,7 @@ def assemble(serving: Serving) -> Parts:
             require=settings.require_key,
             public=not settings.loopback_only,
         ),
+        quotas=made_quotas(settings, metrics),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
         observers=[guard.observe, sight.traffic.observe, watching.observe],

@@ -23,6 +23,7 @@ from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
+from server.gateway.quotas.making import made_quotas
 from server.gateway.reconciling import Reconciler
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
@@ -89,6 +90,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         lanes=Lanes(external, pool, wait=settings.merged_wait),
         keep_up=reconciler.keep_up,
         callers=Callers(registry.current, weights={"acme": 3}, tenant_header="x-tenant"),
+        quotas=made_quotas(settings, metrics),
     )
     metrics.registry.register(StateCollector(external, "tiny", registry.current))
     metrics.registry.register(PoolCollector(pool, models=10))

@@ -12,6 +12,7 @@ from typing import cast
 from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.jobs.models import JobState
+from adapters.tenants import Quota
 from server.engine.engines import Engine
 from server.engine.not_finite import Fault
 from server.engine.residency import ResidencyCache
@@ -65,6 +66,8 @@ async def test_the_metrics_are_documented(
     own.scored("pirate", Role.CANARY, 1.0)
     own.copied("pirate", "ok")
     own.compared("pirate", 1.0, same=True)
+    gateway.state.quotas.replace({"default": Quota(requests_per_minute=1)})
+    assert [(await ask(gateway))[0] for _ in range(2)][1] == 429
     merged(gateway)
     gateway.state.keep_up()
     await until(lambda: gateway.pool.ready(MODEL))
