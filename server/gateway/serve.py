@@ -250,7 +250,9 @@ class _Server:
             self._http.should_exit = True
         else:
             seconds = time.monotonic() - began
-            _say(ready_banner(self._outside.url, self._base.name, self._watcher.current, seconds))
+            url, snapshot = self._outside.url, self._watcher.current
+            needed = self._parts.state.callers.key_needed
+            _say(ready_banner(url, self._base.name, snapshot, seconds, key_needed=needed))
         finally:
             progress.cancel()
 
