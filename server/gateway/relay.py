@@ -208,8 +208,8 @@ class _Relayed(Response):
                 return self._whole(data)
             self._events = EventStream(self._name, strip_usage=self._strip)
             self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
-            if not self._first and self._events.fault is not None:
-                raise not_finite(self._events.fault, self._target, self._hold.lane)
+            if not self._first and self._events.broken:
+                raise self._said()
             self._exchange.first_token()
             self._place = self._sending.place
             if self._place is not None:
@@ -287,10 +287,16 @@ class _Relayed(Response):
             return await self._break_off(
                 send, EngineDied("the engine died in the middle of this answer; try again")
             )
-        if self._events.fault is not None:
-            fault = not_finite(self._events.fault, self._target, self._hold.lane)
-            return await self._break_off(send, fault)
+        if self._events.broken:
+            return await self._break_off(send, self._said())
         return "engine_error" if self._events.failed else "ok"
+
+    def _said(self) -> AdapterctlError:
+        """What the engine's last event means, for a client."""
+        if self._events.fault is not None:
+            return not_finite(self._events.fault, self._target, self._hold.lane)
+        self._lanes.dying(self._hold.transport)
+        return EngineDied("the engine died in the middle of this answer; try again")
 
     async def _break_off(self, send: Send, error: AdapterctlError) -> str:
         frame = error_frame(error, self._path)
@@ -302,10 +308,10 @@ class _Relayed(Response):
         assert self._upstream is not None
         while True:
             data = await self._upstream.content.readany()
-            if self._events.fault is not None:
+            if self._events.broken:
                 return b""
             block = self._events.feed(data) if data else self._events.finish()
-            if block or not data or self._events.fault is not None:
+            if block or not data or self._events.broken:
                 return block
 
     def _own_headers(self) -> dict[str, str]:
