@@ -92,7 +92,7 @@ def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
         return
     raise UsageError(
         f"other machines can reach {settings.host}, and this store has no key yet: make one with "
-        "'adapterctl keys create --scope admin --scope infer', or listen on 127.0.0.1, or say "
+        "'adapterctl keys create --scope admin', or listen on 127.0.0.1, or say "
         "--require-key never"
     )
 
