@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from adapters.audit import Origin
 from adapters.bases.digest import base_digest
 from adapters.bases.engine_limits import engine_refusal, on_cpu
 from adapters.catalog import Catalog
@@ -40,6 +41,7 @@ def run(settings: ServeSettings) -> None:
     allow_connections()
     with contextlib.ExitStack() as stack:
         catalog = stack.enter_context(Catalog.open(settings.store))
+        catalog.origin = Origin("server")
         base = _serving_base(catalog, settings.base)
         descriptor = catalog.base_descriptor(base.name)
         if settings.engine_url is None:
