@@ -22,6 +22,36 @@ from server.settings import ENV_PREFIX, ServeSettings
 # Settings of several values, which flags and the environment give as words.
 LISTS = frozenset({"engine_arguments", "cors_origins"})
 DEFAULT = "default"
+# What a running server takes over on SIGHUP; everything else needs a restart.
+RELOADED = frozenset(
+    {
+        "body_timeout",
+        "client_templates",
+        "drain_delay",
+        "first_token_timeout",
+        "header_timeout",
+        "keep_alive_timeout",
+        "log_level",
+        "log_prompts",
+        "max_body_bytes",
+        "max_header_bytes",
+        "max_headers",
+        "max_in_flight",
+        "merged_wait",
+        "prefill_tokens",
+        "queue_limit",
+        "queue_limit_per_tenant",
+        "queue_timeout",
+        "request_timeout",
+        "slot_patience",
+        "stop_timeout",
+        "tenant_adapters",
+        "tenant_weights",
+        "tls_cert",
+        "tls_key",
+        "write_timeout",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,6 @@ class Connection(HeadHolding):
     write_timeout = 60.0
     _stalled: asyncio.TimerHandle | None = None
 
-    @classmethod
-    def within(cls, write_timeout: float) -> type[Connection]:
-        """As this class, with another limit; uvicorn makes the connections itself."""
-        return type("Connection", (cls,), {"write_timeout": write_timeout})
-
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -39,3 +42,24 @@ def web_origin(text: str) -> str:
     if text != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
         raise ValueError(f"'{text}' is more than an origin: no path, no user, no slash at the end")
     return text
+
+
+_MASK = "***"
+# The part of a URL between // and @: who, and the password.
+_USER = re.compile(r"(?<=://)([^/@\s]*?:)([^/@\s]+)(?=@)")
+
+
+def masked(value: Any) -> Any:
+    """A setting's value without the passwords in its URLs."""
+    if isinstance(value, str):
+        return _USER.sub(rf"\1{_MASK}", value)
+    if isinstance(value, (list, tuple)):
+        return [masked(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: masked(one) for name, one in value.items()}
+    return value
+
+
+def shown(value: object) -> str:
+    """A value for a line of the log."""
+    return "not set" if value is None else repr(masked(value))

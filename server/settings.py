@@ -138,6 +138,11 @@ class ServeSettings(Frozen):
     reuse_port: bool = Field(
         False, description="Share the port with other servers that set this, too (SO_REUSEPORT)."
     )
+    take_over: bool = Field(
+        False,
+        description="Take the port from the server that listens there on the same store: once this "
+        "one can answer, it takes the connections, and the other one finishes its requests.",
+    )
     drain_delay: float = Field(
         0,
         ge=0,
@@ -217,6 +222,9 @@ class ServeSettings(Frozen):
     )
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
+    )
+    metric_versions: int = Field(
+        8, ge=1, description="Versions of an adapter that get metric labels of their own."
     )
     metric_tenants: int = Field(
         100, ge=1, description="Tenants that get metric labels of their own; the rest: `other`."

@@ -8,7 +8,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry
 
 from adapters.catalog import Catalog
 from adapters.serving.stored import ServingDocuments
@@ -19,6 +18,7 @@ from server.gateway.admission.metrics import AdmissionCollector
 from server.gateway.app import create_app
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
+from server.gateway.exposition import GatewayRegistry
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.placing import Placing
@@ -70,7 +70,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         EngineAddress.parse(f"unix:{engine.socket}"), "tiny", connect_timeout=1, start_timeout=5
     )
     await external.start()
-    metrics = GatewayMetrics(CollectorRegistry(), adapters=10, tenants=2)
+    metrics = GatewayMetrics(GatewayRegistry(), adapters=10, tenants=2)
     registry = Registry(example_snapshot())
     places = ScriptedPlaces(tmp_path)
     pool = places.pool(settings)
@@ -94,7 +94,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
     )
     metrics.registry.register(StateCollector(external, "tiny", registry.current))
     metrics.registry.register(PoolCollector(pool, models=10))
-    doors = AdmissionCollector(state.lanes.doors, metrics.tenant_label, metrics.registry)
+    doors = AdmissionCollector(state.lanes.doors, metrics, "tiny", registry.current)
     metrics.registry.register(doors)
     # What is deployed from here on is new.
     reconciler.keep_up()
