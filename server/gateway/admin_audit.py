@@ -22,6 +22,8 @@ from starlette.requests import Request
 from adapters.audit import OK, Act, Origin, coming_from
 from adapters.errors import AccessError, AdapterctlError, Forbidden, InvalidRequest
 from server.gateway.auth import Admitted
+from server.gateway.request_ids import HEADER, request_id
+from server.gateway.request_notes import notes_of
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,6 @@ _PREFIX = "/admin/v1"
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 # The part of a key that is no secret.
 _KEY_ID = re.compile(r"ak-([0-9a-f]{12})-")
-_SAFE_ID = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}")
 
 # The catalog's `note`: a row of its own, never an error.
 Note = Callable[[Act, str, str | None], None]
@@ -136,6 +137,6 @@ def _address(request: Request) -> str:
     return "unknown" if request.client is None else request.client.host
 
 
-def _request_id(request: Request) -> str | None:
-    said = request.headers.get("x-request-id", "")
-    return said if _SAFE_ID.fullmatch(said) else None
+def _request_id(request: Request) -> str:
+    notes = notes_of(request.scope)
+    return request_id(request.headers.get(HEADER)) if notes is None else notes.request_id

@@ -44,6 +44,7 @@ from server.gateway.runtime import (
     url_of,
 )
 from server.gateway.tls import Tls
+from server.quota_settings import quotas_of
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
@@ -206,6 +207,7 @@ class _Server:
         state.lanes.wait = settings.merged_wait
         state.lanes.doors.limit(limits_of(settings))
         state.callers.tell(settings.tenant_weights, settings.tenant_adapters)
+        state.quotas.replace(quotas_of(settings.tenant_quotas))
         self._rules.limits = client_limits(settings)
         self._outside.logs.set_level(settings.log_level)
         if (tls is None) != (settings.tls_cert is None):

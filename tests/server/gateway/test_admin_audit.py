@@ -222,7 +222,8 @@ def test_an_id_that_is_none_is_not_kept(url: str, catalog: Catalog) -> None:
     ask(url, "POST", "/gc", {}, x_request_id="' OR 1=1")
     row = catalog.audit()[-1]
     assert row.action == "gc"
-    assert row.request is None or "OR" not in row.request
+    assert row.request is not None
+    assert row.request.isalnum()
 
 
 def test_the_log_is_read_over_http(url: str, catalog: Catalog) -> None:
