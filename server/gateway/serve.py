@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 from fastapi import FastAPI
 
+from adapters.audit import Origin
 from adapters.bases.digest import base_digest
 from adapters.bases.engine_limits import engine_refusal, on_cpu
 from adapters.catalog import Catalog
@@ -43,6 +44,7 @@ from server.gateway.runtime import (
     url_of,
 )
 from server.gateway.tls import Tls
+from server.quota_settings import quotas_of
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
@@ -57,6 +59,7 @@ def run(settings: ServeSettings, read: Callable[[], ServeSettings] | None = None
     with contextlib.ExitStack() as stack:
         logs = stack.enter_context(log_pipe(settings.log_format, settings.log_level))
         catalog = stack.enter_context(Catalog.open(settings.store))
+        catalog.origin = Origin("server")
         base = _serving_base(catalog, settings.base)
         descriptor = catalog.base_descriptor(base.name)
         if settings.engine_url is None:
@@ -204,6 +207,7 @@ class _Server:
         state.lanes.wait = settings.merged_wait
         state.lanes.doors.limit(limits_of(settings))
         state.callers.tell(settings.tenant_weights, settings.tenant_adapters)
+        state.quotas.replace(quotas_of(settings.tenant_quotas))
         self._rules.limits = client_limits(settings)
         self._outside.logs.set_level(settings.log_level)
         if (tls is None) != (settings.tls_cert is None):
