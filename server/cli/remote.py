@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -59,8 +60,8 @@ T = TypeVar("T")
 class RemoteBackend(RemoteLanes):
     """One server. `key` is sent as the bearer token; None sends none."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._http = AdminConnection(url, key)
+    def __init__(self, url: str, key: str | None, *, certificate: Path | None = None) -> None:
+        self._http = AdminConnection(url, key, certificate)
 
     def close(self) -> None:
         self._http.close()

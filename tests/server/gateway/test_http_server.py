@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
-from fastapi import APIRouter
 
-from server.gateway.app import create_app
-from server.gateway.client_connection import ClientLimits, ConnectionRules
 from server.gateway.handover import offered, take
-from server.gateway.http_server import HttpServer, http_config
 from server.gateway.runtime import listen
-from server.gateway.state import GatewayState
-from server.gateway.stopping import Stopping
 from tests.server.gateway.scripted import (
     CHAT,
     DONE,
@@ -33,51 +24,10 @@ from tests.server.gateway.scripted import (
     ScriptedEngine,
     answer,
     chunk,
-    no_lifespan,
 )
+from tests.server.gateway.served import Server, own, running
 
 PATH = "/v1/chat/completions"
-
-
-class Server:
-    """An HttpServer of its own in front of the scripted engine."""
-
-    def __init__(self, state: GatewayState, listener: socket.socket, **options: Any):
-        self.port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.state = state
-        rules = ConnectionRules(ClientLimits(), state.stopping)
-        delay, timeout = options.pop("delay", 0.0), options.pop("timeout", 5.0)
-        self.http = HttpServer(
-            http_config(create_app(state, APIRouter(), no_lifespan), rules),
-            state.stopping,
-            delay=lambda: delay,
-            timeout=lambda: timeout,
-            **options,
-        )
-        self.http.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
-        self.ended = asyncio.ensure_future(self.http.serve(sockets=[listener]))
-
-    async def up(self) -> Server:
-        async with asyncio.timeout(5):
-            while not self.http.started:
-                await asyncio.sleep(0.005)
-        return self
-
-
-def own(state: GatewayState) -> GatewayState:
-    """The same gateway, but with an end of its own."""
-    return replace(state, stopping=Stopping())
-
-
-@contextlib.asynccontextmanager
-async def running(gateway: Gateway, **options: Any) -> AsyncIterator[Server]:
-    server = await Server(own(gateway.state), listen("127.0.0.1", 0), **options).up()
-    try:
-        yield server
-    finally:
-        server.http.stop()
-        await server.ended
 
 
 def slow_stream(go_on: asyncio.Event) -> Any:
@@ -124,7 +74,8 @@ async def test_what_is_not_finished_in_time_is_told_so(
     async def stuck(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
         if not document.get("stream"):
             await asyncio.Event().wait()
-        return await streaming(request, document)
+        found: web.StreamResponse = await streaming(request, document)
+        return found
 
     engine.handler = stuck
     async with running(gateway, timeout=0.3) as server, aiohttp.ClientSession() as client:
