@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from adapters.errors import UsageError
+from server.quota_settings import TenantQuota
 from server.settings import ENV_PREFIX, ServeSettings
 
 # Settings of several values, which flags and the environment give as words.
@@ -108,6 +109,9 @@ def _validated(merged: dict[str, Any]) -> ServeSettings:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise UsageError(f"'{key}' is not set: give {flag_of(key)}") from None
+        if first["type"] == "extra_forbidden" and len(first["loc"]) > 1:
+            known = ", ".join(TenantQuota.model_fields)
+            raise UsageError(f"'{key}' is no quota; quotas are: {known}") from None
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(ServeSettings.model_fields))
             raise UsageError(f"'{key}' is no setting; the settings are: {known}") from None

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from adapters.frozen import Frozen
 from adapters.tenants import is_tenant
+from server.quota_settings import StorageUrl, TenantQuotas
 from server.setting_values import is_loopback, parse_weights, web_origin
 from server.tenant_settings import check_tenant_adapters, parse_tenant_adapters
 
@@ -222,6 +223,9 @@ class ServeSettings(Frozen):
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )
+    metric_versions: int = Field(
+        8, ge=1, description="Versions of an adapter that get metric labels of their own."
+    )
     metric_tenants: int = Field(
         100, ge=1, description="Tenants that get metric labels of their own; the rest: `other`."
     )
@@ -254,6 +258,21 @@ class ServeSettings(Frozen):
         None,
         description="The header in which a proxy says the tenant of a request. Whoever reaches the "
         "server can then be any tenant: only behind a proxy that sets it itself.",
+    )
+    tenant_quotas: TenantQuotas = Field(
+        {},
+        description="What tenants may use at most, as `acme:requests=60,tokens=10000,concurrent=4 "
+        "*:requests=10` (a minute; at once), in the file a table for each; `*` is for all others.",
+    )
+    quota_storage: StorageUrl | None = Field(
+        None,
+        description="Where several servers count quotas together (redis://…, rediss://…, "
+        "unix://…); default: each in its own memory.",
+    )
+    quota_storage_down: Literal["open", "closed"] = Field(
+        "open",
+        description="While that storage does not answer: `open` counts in each server's own "
+        "memory, `closed` refuses with 503 who has a quota.",
     )
 
     tenant_adapters: dict[str, tuple[str, ...]] = Field(

@@ -26,6 +26,8 @@ ALIVE_PATH = "/adapterctl/alive"
 LONGEST_STEP = 300.0
 # Processor seconds a second from which an engine counts as computing; waiting takes a hundredth.
 COMPUTES = 0.5
+# The API server is there and its core is not; it would end by itself, a dozen seconds later.
+DEAD = 503
 # The route is not there, or the engine was not started to answer it.
 _MISSING = frozenset({404, 405, 501})
 
@@ -41,37 +43,41 @@ async def until_hung(
     """Watch the engine whose processes are the session's; the reason, once it hangs.
 
     It is asked every `interval` seconds, and has `limit` seconds to answer; where it is `patient`
-    (None: on a CPU), up to LONGEST_STEP as long as it computes. Never returns for an engine that
+    (None: on a CPU), up to LONGEST_STEP as long as it computes. A core that has died is found so,
+    too. Never returns for an engine that
     lives, nor for one that cannot be asked.
     """
     patient = on_cpu() if patient is None else patient
     while True:
         began, used = time.monotonic(), await asyncio.to_thread(_processor_seconds, session)
-        while not await _answers(transport, limit):
+        while (status := await _asked(transport, limit)) is None:
             silent = time.monotonic() - began
             now = await asyncio.to_thread(_processor_seconds, session)
             slow = patient and silent < LONGEST_STEP and now - used >= COMPUTES * silent
             if not slow:
                 return f"hangs: its core has not answered for {silent:.0f} s"
+        if status == DEAD:
+            return "has lost its core"
+        if status in _MISSING:
+            await asyncio.Event().wait()
         await asyncio.sleep(interval)
 
 
-async def _answers(transport: EngineTransport, limit: float) -> bool:
-    """Whether the core says anything within `limit` seconds; waits for ever for one that cannot.
+async def _asked(transport: EngineTransport, limit: float) -> int | None:
+    """The status of the answer; None: silence for `limit` seconds.
 
     A connection that breaks is no silence: the process ends, or its health check will tell.
     """
-    with contextlib.suppress(aiohttp.ClientError, EngineError, OSError):
-        try:
-            async with asyncio.timeout(limit):
-                response = await transport.send("GET", ALIVE_PATH, body=None, headers={})
-                async with response:
-                    await response.read()
-        except TimeoutError:
-            return False
-        if response.status in _MISSING:
-            await asyncio.Event().wait()
-    return True
+    try:
+        async with asyncio.timeout(limit):
+            response = await transport.send("GET", ALIVE_PATH, body=None, headers={})
+            async with response:
+                await response.read()
+                return response.status
+    except TimeoutError:
+        return None
+    except (aiohttp.ClientError, EngineError, OSError):
+        return 0
 
 
 def _processor_seconds(session: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
 import adapters
@@ -16,6 +16,7 @@ from server.engine.engines import EngineState
 from server.gateway.auth import AdminGate
 from server.gateway.entry import Entry
 from server.gateway.errors import install_error_handlers
+from server.gateway.exposition import Exposition
 from server.gateway.models_route import models_router
 from server.gateway.relay import relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
@@ -80,11 +81,20 @@ def health_router(state: GatewayState, metrics_gate: AdminGate | None = None) ->
         state.engine.transport()
         return {"status": EngineState.READY.value}
 
+    exposition = state.exposition or Exposition(state.metrics.registry)
+
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         if metrics_gate is not None:
             await metrics_gate.admit(request)
-        text = generate_latest(state.metrics.registry)
+        text = await exposition.text()
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @router.get("/metrics/picker", summary="What an endpoint picker reads", response_class=Response)
+    async def picker_metrics(request: Request) -> Response:
+        if metrics_gate is not None:
+            await metrics_gate.admit(request)
+        text = b"" if state.picker is None else state.picker.text()
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

@@ -91,10 +91,12 @@ class Guard:
         damage: Callable[[str], str | None] = lambda digest: None,
         *,
         first_retry: float = FIRST_RETRY,
+        taken_back: Callable[[str], None] = lambda adapter: None,
     ):
         """`damage` hashes the stored files of a digest, in a thread: what is wrong with them.
         `kept_back` has what the registry does not say yet: the digests that nothing is sent
-        to, with the reason. `refresh` brings what was written into the snapshot."""
+        to, with the reason. `refresh` brings what was written into the snapshot. `taken_back`
+        hears of an adapter whose quarantined version was a canary."""
         self._snapshot = snapshot
         self._quarantine = quarantine
         self._refresh = refresh
@@ -102,14 +104,17 @@ class Guard:
         self._label = metrics.label
         self._damage = damage
         self._first_retry = first_retry
+        self._taken_back = taken_back
         # Digests whose files are being looked at.
         self._examined: set[str] = set()
         self._writing: set[asyncio.Task[None]] = set()
-        self._quarantines = Counter(
-            "adapterctl_quarantines",
-            "Versions quarantined: an output was not finite, or the stored files are damaged.",
-            ["adapter"],
-            registry=metrics.registry,
+        self._quarantines = metrics.bounded(
+            Counter(
+                "adapterctl_quarantines",
+                "Versions quarantined: an output was not finite, or the stored files are damaged.",
+                ["adapter"],
+                registry=metrics.registry,
+            )
         )
 
     def observe(self, o: Observation) -> None:
@@ -140,7 +145,14 @@ class Guard:
     def _keep_back(self, adapter: str, number: int, digest: str, reason: str) -> None:
         self._kept_back[digest] = reason
         self._quarantines.labels(self._label(adapter)).inc()
+        if self._is_canary(adapter, number):
+            self._taken_back(adapter)
         self._run(self._write(f"{adapter}:v{number}", digest, reason))
+
+    def _is_canary(self, adapter: str, number: int) -> bool:
+        found = self._snapshot().adapters.get(adapter)
+        routes = () if found is None else found.routes.values()
+        return any(split.number == number for route in routes for split in route.splits)
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

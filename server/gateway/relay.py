@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
-from server.gateway.admission.tickets import Cost, Ticket
+from server.gateway.admission.tickets import FREE, Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
 from server.gateway.cache_salt import salt_cache
@@ -55,6 +55,8 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         exchange.called_by(caller.tenant, caller.key)
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
+        cost = Cost.of(document, len(body)) if route.computes else FREE
+        exchange.grant = await state.quotas.admit(caller, cost)
         if state.settings.log_prompts:
             exchange.asked_for(document)
         asked = Asked(_request_id(request), request.headers, document)
@@ -72,7 +74,6 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
             salt_cache(document, caller.tenant)
         ticket = None
         if route.computes:
-            cost = Cost.of(document, len(body))
             ticket = Ticket(caller.tenant, target.digest, cost, caller.weight)
         relayed = _Relayed(
             state, exchange, target, Client(request), asked, strip=strip_usage, ticket=ticket
@@ -207,8 +208,8 @@ class _Relayed(Response):
                 return self._whole(data)
             self._events = EventStream(self._name, strip_usage=self._strip)
             self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
-            if not self._first and self._events.fault is not None:
-                raise not_finite(self._events.fault, self._target, self._hold.lane)
+            if not self._first and self._events.broken:
+                raise self._said()
             self._exchange.first_token()
             self._place = self._sending.place
             if self._place is not None:
@@ -253,6 +254,7 @@ class _Relayed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._exchange.usage(self._events.usage)
+            self._exchange.seen = self._events.token_events
             self._exchange.end(outcome)
             self._close(self._events.usage)
 
@@ -285,10 +287,16 @@ class _Relayed(Response):
             return await self._break_off(
                 send, EngineDied("the engine died in the middle of this answer; try again")
             )
-        if self._events.fault is not None:
-            fault = not_finite(self._events.fault, self._target, self._hold.lane)
-            return await self._break_off(send, fault)
+        if self._events.broken:
+            return await self._break_off(send, self._said())
         return "engine_error" if self._events.failed else "ok"
+
+    def _said(self) -> AdapterctlError:
+        """What the engine's last event means, for a client."""
+        if self._events.fault is not None:
+            return not_finite(self._events.fault, self._target, self._hold.lane)
+        self._lanes.dying(self._hold.transport)
+        return EngineDied("the engine died in the middle of this answer; try again")
 
     async def _break_off(self, send: Send, error: AdapterctlError) -> str:
         frame = error_frame(error, self._path)
@@ -300,10 +308,10 @@ class _Relayed(Response):
         assert self._upstream is not None
         while True:
             data = await self._upstream.content.readany()
-            if self._events.fault is not None:
+            if self._events.broken:
                 return b""
             block = self._events.feed(data) if data else self._events.finish()
-            if block or not data or self._events.fault is not None:
+            if block or not data or self._events.broken:
                 return block
 
     def _own_headers(self) -> dict[str, str]:
@@ -313,6 +321,8 @@ class _Relayed(Response):
             "x-adapterctl-lane": self._hold.lane,
             "x-adapterctl-queued": str(round(self._sending.queued * 1000)),
         }
+        if self._exchange.grant is not None:
+            headers.update(self._exchange.grant.headers)
         if self._target.role is not Role.PLAIN:
             headers["x-adapterctl-route"] = self._target.role.value
         return headers

@@ -25,6 +25,7 @@ import vllm.plugins
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.vllm_plugin import WORKER_EXTENSION
 from server.vllm_plugin.ordering import Orders, before_requests, instead_of_loading
@@ -115,7 +116,10 @@ class ResidencyEndpoints:
         """vLLM's own /health asks nobody but this process."""
         if self._any_engine is None:
             return _not_here()
-        await self._any_engine.collective_rpc("check_health")
+        try:
+            await self._any_engine.collective_rpc("check_health")
+        except EngineDeadError as error:
+            return JSONResponse({"error": str(error)}, status_code=503)
         return JSONResponse({})
 
     async def residency(self, request: Request) -> JSONResponse:

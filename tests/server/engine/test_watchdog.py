@@ -63,6 +63,10 @@ async def test_a_core_that_stands_still_behind_a_healthy_server_hangs(tmp_path: 
     assert "hangs: its core has not answered" in found
 
 
+async def test_a_core_that_has_died_behind_a_healthy_server_is_found(tmp_path: Path) -> None:
+    assert await verdict(tmp_path, "cored", patient=True, within=10) == "has lost its core"
+
+
 async def test_one_that_computes_is_slow_where_steps_may_be_long(tmp_path: Path) -> None:
     assert await verdict(tmp_path, "busy", patient=True, within=3) is None
     assert await verdict(tmp_path, "busy", patient=False, within=10) is not None
@@ -110,6 +114,8 @@ async def test_an_engine_that_hangs_is_killed_and_replaced_and_who_waits_is_told
     first = engine.status().pid
     assert first is not None
     waiting = asyncio.create_task(engine.transport().send("GET", "/wait", body=None, headers={}))
+    stream = await engine.transport().send("GET", "/stream", body=None, headers={})
+    reading = asyncio.create_task(stream.read())
     if stop:
         os.kill(first, signal.SIGSTOP)
     await until(lambda: engine.restarts == 1 and engine.state is EngineState.READY)
@@ -117,3 +123,6 @@ async def test_an_engine_that_hangs_is_killed_and_replaced_and_who_waits_is_told
     async with asyncio.timeout(1):
         with pytest.raises(aiohttp.ClientError):
             await waiting
+        # Also who has had a part of the answer.
+        with pytest.raises(aiohttp.ClientError):
+            await reading

@@ -238,8 +238,13 @@ class Gateway:
         return self.client.get(self.url + path)
 
     def metric(self, name: str, **labels: str) -> float:
-        value = self.state.metrics.registry.get_sample_value(name, labels)
-        return 0.0 if value is None else value
+        """The sum of its series that have these labels, whatever others they have."""
+        return sum(
+            sample.value
+            for family in self.state.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     async def settled(self, name: str, expected: float, **labels: str) -> None:
         """Wait for a metric that is written when the server has let go of the request."""
