@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -61,8 +62,8 @@ T = TypeVar("T")
 class RemoteBackend(RemoteLanes):
     """One server. `key` is sent as the bearer token; None sends none."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._http = AdminConnection(url, key)
+    def __init__(self, url: str, key: str | None, *, certificate: Path | None = None) -> None:
+        self._http = AdminConnection(url, key, certificate)
 
     def close(self) -> None:
         self._http.close()
