@@ -37,7 +37,7 @@ class LocalBackend(LocalLanes):
 
     def __init__(self, root: Path, *, actor: str | None = None) -> None:
         self._root = root
-        self._actor = actor if actor is not None else _user()
+        self._actor = actor if actor is not None else who()
         self._opened: Catalog | None = None
 
     @property
@@ -247,7 +247,7 @@ def _tell(watch: Watch, step: str) -> None:
         watch.step(_STEPS[step])
 
 
-def _user() -> str:
+def who() -> str:
     """Who is at the keyboard, for the history."""
     try:
         return getpass.getuser()
