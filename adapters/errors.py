@@ -26,8 +26,10 @@
     ├── ServerUnreachable      no adapterctl server answers at the CLI's --server
     ├── AccessError            Unauthorized · Forbidden
     ├── RequestError           what a client sent
-    │   ├── InvalidRequest · RequestTooLarge · RouteNotServed · Overloaded
+    │   ├── InvalidRequest · RequestTooLarge · HeadersTooLarge · RequestTimeout
+    │   ├── RouteNotServed · Overloaded
     │   └── QuotaExceeded · QuotaStorageDown
+    ├── ServerStopping         this server ends: another one, or the next, answers
     └── EngineError
         ├── EngineUnavailable  starting, restarting or down: try again
         ├── EngineTimeout      no connection, no first token, or no end in time
@@ -46,13 +48,16 @@ from __future__ import annotations
 from adapters.error_root import AdapterctlError as AdapterctlError  # noqa: PLC0414
 from adapters.request_errors import AccessError as AccessError  # noqa: PLC0414
 from adapters.request_errors import Forbidden as Forbidden  # noqa: PLC0414
+from adapters.request_errors import HeadersTooLarge as HeadersTooLarge  # noqa: PLC0414
 from adapters.request_errors import InvalidRequest as InvalidRequest  # noqa: PLC0414
 from adapters.request_errors import Overloaded as Overloaded  # noqa: PLC0414
 from adapters.request_errors import QuotaExceeded as QuotaExceeded  # noqa: PLC0414
 from adapters.request_errors import QuotaStorageDown as QuotaStorageDown  # noqa: PLC0414
 from adapters.request_errors import RequestError as RequestError  # noqa: PLC0414
+from adapters.request_errors import RequestTimeout as RequestTimeout  # noqa: PLC0414
 from adapters.request_errors import RequestTooLarge as RequestTooLarge  # noqa: PLC0414
 from adapters.request_errors import RouteNotServed as RouteNotServed  # noqa: PLC0414
+from adapters.request_errors import ServerStopping as ServerStopping  # noqa: PLC0414
 from adapters.request_errors import Unauthorized as Unauthorized  # noqa: PLC0414
 
 

@@ -47,6 +47,20 @@ class RequestTooLarge(RequestError):
     http_status = 413
 
 
+class HeadersTooLarge(RequestError):
+    """The request's line and headers are more than the server reads."""
+
+    code = "headers_too_large"
+    http_status = 431
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive in the time that the server gives it."""
+
+    code = "request_timeout"
+    http_status = 408
+
+
 class RouteNotServed(RequestError):
     """There is no such route."""
 
@@ -76,3 +90,10 @@ class QuotaStorageDown(RequestError):
     code = "quota_storage_down"
     http_status = 503
     openai_type = "server_error"
+
+
+class ServerStopping(AdapterctlError):
+    """The server is being stopped and did not finish this request: send it again."""
+
+    code = "server_stopping"
+    http_status = 503

@@ -28,11 +28,17 @@ ADAPTERCTL = (sys.executable, "-m", "server.cli.main")
 class LiveServer:
     """`adapterctl serve` as a child process; can be killed and started again."""
 
-    def __init__(self, store: Path, *arguments: str, program: Sequence[str] = ADAPTERCTL):
+    def __init__(
+        self,
+        store: Path,
+        *arguments: str,
+        program: Sequence[str] = ADAPTERCTL,
+        log: Path | None = None,
+    ):
         self.store = store
         self._program = program
         self._arguments = arguments
-        self._log = store.parent / "serve.log"
+        self._log = log or store.parent / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
@@ -64,6 +70,11 @@ class LiveServer:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""

@@ -3,6 +3,9 @@
 uvicorn writes the status and headers by themselves, so that every answer costs the server one more
 system call and its client one more wake-up, for a packet with which it can do nothing yet. That
 holds for the gateway, and for the engine, whose client is the gateway.
+
+A client of the gateway that does not take its answer is cut off after a while: until then it holds
+a place at the engine, which makes tokens for nobody.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _HEAD = b"HTTP/1.1 "
 
 
-class Connection(HttpToolsProtocol):
+class HeadHolding(HttpToolsProtocol):
     """uvicorn's, on a transport that waits with heads."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -24,9 +27,39 @@ class Connection(HttpToolsProtocol):
         super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
 
 
+class Connection(HeadHolding):
+    """The gateway's: a client that does not take its answer is cut off."""
+
+    # Seconds that the buffer of a client may stay full (64 KiB besides the kernel's own).
+    write_timeout = 60.0
+    _stalled: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self.write_timeout, self._cut_off)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._moves()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._moves()
+        super().connection_lost(exc)
+
+    def _moves(self) -> None:
+        stalled, self._stalled = self._stalled, None
+        if stalled is not None:
+            stalled.cancel()
+
+    def _cut_off(self) -> None:
+        """Whoever waits to write to it sees a client that went away."""
+        self.transport.abort()
+
+
 def hold_heads() -> None:
-    """Have the uvicorn that somebody else starts in this process do so, too."""
-    HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
+    """Have the uvicorn that somebody else starts in this process hold heads, too."""
+    HTTP_PROTOCOLS["auto"] = f"{__name__}:{HeadHolding.__name__}"
 
 
 class HeadHolder(asyncio.Transport):
@@ -52,6 +85,10 @@ class HeadHolder(asyncio.Transport):
     def close(self) -> None:
         self._flush()
         self._transport.close()
+
+    def abort(self) -> None:
+        self._head = b""
+        self._transport.abort()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()

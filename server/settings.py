@@ -1,24 +1,21 @@
 """Settings of `adapterctl serve`: one frozen document, read once and passed in.
 
 Precedence: a flag, then the environment (`ADAPTERCTL_` + the name in capitals), then the TOML
-file, then the default. An unknown key in the file is an error.
+file, then the default. An unknown key in the file is an error. server/configuration.py reads them.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from adapters.errors import UsageError
 from adapters.frozen import Frozen
 from adapters.tenants import is_tenant
+from server.quota_settings import StorageUrl, TenantQuotas
+from server.setting_values import is_loopback, parse_weights, web_origin
 from server.tenant_settings import check_tenant_adapters, parse_tenant_adapters
 
 ENV_PREFIX = "ADAPTERCTL_"
@@ -110,9 +107,61 @@ class ServeSettings(Frozen):
         "lacks the model, where memory allows; `fork` imports vLLM once for an engine's processes; "
         "`spawn` in each of them, as vLLM does by itself and as always with a GPU.",
     )
+    tls_cert: Path | None = Field(
+        None, description="Certificate chain (PEM) to serve HTTPS with; read again on SIGHUP."
+    )
+    tls_key: Path | None = Field(
+        None, description="The certificate's private key (PEM), where it is in a file of its own."
+    )
+    tls_min_version: Literal["1.2", "1.3"] = Field(
+        "1.2", description="The oldest version of TLS that clients may speak."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Web pages of these origins may use the server from a browser, as "
+        "`https://app.example.com`; `*`: of all. None: no browser lets another site's page do so.",
+    )
+    max_header_bytes: int = Field(
+        64 * 1024, ge=1024, le=2**20, description="Largest request line and headers in bytes."
+    )
+    max_headers: int = Field(100, ge=8, le=10_000, description="Most headers of a request.")
+    header_timeout: Seconds = Field(
+        15, description="Seconds in which a request's headers must arrive, from its first byte."
+    )
+    body_timeout: Seconds = Field(
+        30,
+        description="Seconds in which a request's body must arrive, or 500 bytes of it for each.",
+    )
+    keep_alive_timeout: Seconds = Field(
+        75, description="Seconds that a connection without a request is kept."
+    )
+    reuse_port: bool = Field(
+        False, description="Share the port with other servers that set this, too (SO_REUSEPORT)."
+    )
+    take_over: bool = Field(
+        False,
+        description="Take the port from the server that listens there on the same store: once this "
+        "one can answer, it takes the connections, and the other one finishes its requests.",
+    )
+    drain_delay: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="Seconds for which a server told to stop still takes connections, while "
+        "/readyz says 503: the time that a load balancer needs to see that.",
+    )
     start_timeout: Seconds = Field(600, description="Seconds an engine may take to become ready.")
     stop_timeout: Seconds = Field(
         20, description="Seconds that running requests, then the engine, get to end on a stop."
+    )
+    hang_timeout: Seconds = Field(
+        60,
+        description="Seconds without a sign of life after which an engine is taken to hang, and "
+        "started again; while it computes on a CPU, up to 300.",
+    )
+    write_timeout: Seconds = Field(
+        60,
+        description="Seconds in which a client must take what is sent to it; then it is cut off.",
     )
     connect_timeout: Seconds = Field(5, description="Seconds to connect to the engine.")
     first_token_timeout: Seconds = Field(
@@ -174,8 +223,31 @@ class ServeSettings(Frozen):
     metric_adapters: int = Field(
         500, ge=1, description="Adapters that get metric labels of their own; the rest: `other`."
     )
+    metric_versions: int = Field(
+        8, ge=1, description="Versions of an adapter that get metric labels of their own."
+    )
     metric_tenants: int = Field(
         100, ge=1, description="Tenants that get metric labels of their own; the rest: `other`."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Log lines for people, or one JSON document each."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged; `info` has a line for each request."
+    )
+    log_prompts: bool = Field(
+        False, description="Write what clients sent (prompts, messages, input) into the log."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="Send OpenTelemetry traces of gateway and engines to this OTLP/HTTP address, "
+        "as `http://collector:4318`.",
+    )
+    otlp_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="The share of requests that is traced where the client did not decide.",
     )
     tenant_weights: dict[str, Weight] = Field(
         {},
@@ -186,6 +258,21 @@ class ServeSettings(Frozen):
         None,
         description="The header in which a proxy says the tenant of a request. Whoever reaches the "
         "server can then be any tenant: only behind a proxy that sets it itself.",
+    )
+    tenant_quotas: TenantQuotas = Field(
+        {},
+        description="What tenants may use at most, as `acme:requests=60,tokens=10000,concurrent=4 "
+        "*:requests=10` (a minute; at once), in the file a table for each; `*` is for all others.",
+    )
+    quota_storage: StorageUrl | None = Field(
+        None,
+        description="Where several servers count quotas together (redis://…, rediss://…, "
+        "unix://…); default: each in its own memory.",
+    )
+    quota_storage_down: Literal["open", "closed"] = Field(
+        "open",
+        description="While that storage does not answer: `open` counts in each server's own "
+        "memory, `closed` refuses with 503 who has a quota.",
     )
 
     tenant_adapters: dict[str, tuple[str, ...]] = Field(
@@ -218,6 +305,24 @@ class ServeSettings(Frozen):
         if value is not None and not value.startswith(("http://", "https://", "unix:")):
             raise ValueError("must start with http://, https:// or unix:")
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(web_origin(origin) for origin in value)
+
+    @model_validator(mode="after")
+    def _both_of_tls(self) -> Self:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError("'tls_key' is set and 'tls_cert' is not: HTTPS needs a certificate")
+        return self
 
     @field_validator("tenant_weights", mode="before")
     @classmethod
@@ -260,62 +365,3 @@ class ServeSettings(Frozen):
     def admin_key_needed(self) -> bool:
         """Whether the admin API and the metrics need a key from everybody."""
         return not self.loopback_only or self.require_key == "always"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # another name: who knows where it leads
-
-
-def parse_weights(text: str) -> dict[str, str]:
-    """`acme=4 beta=1`, commas allowed, as tenant -> weight still to be read; ValueError."""
-    weights: dict[str, str] = {}
-    for part in text.replace(",", " ").split():
-        tenant, equals, weight = part.partition("=")
-        if not equals or not weight:
-            raise ValueError(f"'{part}' is no tenant with a weight: write acme=4 beta=1")
-        if tenant in weights:
-            raise ValueError(f"'{tenant}' has two weights")
-        weights[tenant] = weight
-    return weights
-
-
-def load_settings(
-    file: Path | None,
-    flags: Mapping[str, Any],
-    environment: Mapping[str, str] = os.environ,
-) -> ServeSettings:
-    """Merge file, environment and flags; UsageError names the key and what is wrong with it."""
-    merged: dict[str, Any] = {}
-    if file is not None:
-        merged.update(_read_file(file))
-    for name in ServeSettings.model_fields:
-        value = environment.get(ENV_PREFIX + name.upper())
-        if value is not None:
-            merged[name] = value.split() if name == "engine_arguments" else value
-    merged.update({key: value for key, value in flags.items() if value is not None})
-    try:
-        return ServeSettings.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise UsageError(f"'{key}' is not set: give --{key.replace('_', '-')}") from None
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(ServeSettings.model_fields))
-            raise UsageError(f"'{key}' is no setting; the settings are: {known}") from None
-        raise UsageError(f"setting '{key}': {first['msg']}") from None
-
-
-def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the configuration {file} is not valid TOML: {error}") from None

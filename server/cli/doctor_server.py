@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from server.cli.running import RunningServer, find_server
 from server.gateway.admin_models import Check
+from server.running import RunningServer, find_server
 
 _TIMEOUT_S = 5.0
 

@@ -15,7 +15,6 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, AdapterNotLoadable, BaseMismatch, ServerUnreachable
 from adapters.lanes.models import LaneChange, Route
 from adapters.store.layout import StoreLayout
-from server.cli.running import find_servers
 from server.cli.session import KEY_VARIABLE
 from server.gateway.lane_changes import (
     deployed,
@@ -38,6 +37,7 @@ from server.gateway.lane_models import (
     TopDocument,
 )
 from server.gateway.lane_states import Running, all_shown, shown_of
+from server.running import find_servers
 
 if TYPE_CHECKING:
     from server.cli.remote import RemoteBackend

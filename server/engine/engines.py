@@ -87,6 +87,13 @@ def unavailable(state: EngineState, detail: str) -> EngineUnavailable:
     return EngineUnavailable(f"{what}{suffix}; try again in {after} s", retry_after=after)
 
 
+def says_core_is_dead(message: object) -> bool:
+    """vLLM's API server outlives its core for seconds, and answers every request with this."""
+    if not isinstance(message, str):
+        return False
+    return "EngineCore encountered an issue" in message or "EngineDeadError" in message
+
+
 def core_is_dead() -> EngineUnavailable:
     """The error while an engine still answers, but only that nothing is behind it any more."""
     return EngineUnavailable(

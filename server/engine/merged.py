@@ -14,7 +14,7 @@ from typing import Protocol
 
 from adapters.errors import AdapterctlError, EngineStartFailed, EngineUnavailable
 from adapters.frozen import Frozen
-from adapters.store.layout import engine_name
+from adapters.store.layout import digest_hex, engine_name
 from server.engine.engines import EngineState, EngineStatus
 from server.engine.memory import MemoryPlan
 from server.engine.transport import EngineTransport
@@ -33,6 +33,11 @@ class MergedModel:
     path: Path
     name: str
     base: str
+
+
+def merged_id(model: str) -> str:
+    """How people and metrics know the engine of a merged model, by the model's digest."""
+    return f"merged-{digest_hex(model)[:12]}"
 
 
 class MergedState(StrEnum):
@@ -115,6 +120,8 @@ class Member:
         self.model = model
         self.state = MergedState.STOPPED
         self.since = datetime.now(UTC)
+        # The same on a clock that nobody sets.
+        self._since = time.monotonic()
         self.engine: MergedEngine | None = None
         # Counted against the limit from before the engine starts until nothing of it is left.
         self.plan: MemoryPlan | None = None
@@ -168,6 +175,7 @@ class Member:
         if state is not self.state:
             self.state = state
             self.since = datetime.now(UTC)
+            self._since = time.monotonic()
         self.notify()
 
     def notify(self) -> None:
@@ -225,7 +233,7 @@ class Member:
             what, after = "is down and will be started again", 5
         else:
             what = "is starting" if self.state is MergedState.STARTING else "waits for memory"
-            passed = (datetime.now(UTC) - self.since).total_seconds()
+            passed = time.monotonic() - self._since
             after = max(1, math.ceil((self.start_seconds or TYPICAL_START) - passed))
         return EngineUnavailable(
             f"the merged engine of {self.model.name} {what} (waited {waited:.0f} s); try again in "

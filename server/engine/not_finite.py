@@ -41,8 +41,8 @@ def message_of(body: bytes) -> object:
     return error.get("message") if isinstance(error, dict) else None
 
 
-def fault_in_event(event: bytes) -> Fault | None:
-    """The same of one server-sent event: OpenAI's and Anthropic's errors, or Responses' event."""
+def message_in_event(event: bytes) -> object:
+    """The message of a server-sent event that is an error, OpenAI's, Anthropic's or Responses'."""
     for line in event.splitlines():
         if not line.startswith(b"data: {"):
             continue
@@ -52,7 +52,12 @@ def fault_in_event(event: bytes) -> Fault | None:
             continue
         error = document.get("error")
         if isinstance(error, dict):
-            return fault_in(error.get("message"))
+            return error.get("message")
         if document.get("type") == "error":
-            return fault_in(document.get("message"))
+            return document.get("message")
     return None
+
+
+def fault_in_event(event: bytes) -> Fault | None:
+    """The same of one server-sent event."""
+    return fault_in(message_in_event(event))

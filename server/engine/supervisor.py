@@ -17,6 +17,7 @@ from server.engine.command import EngineCommand
 from server.engine.engines import HEALTH_TIMEOUT, EngineState, EngineStatus, unavailable
 from server.engine.process import EngineProcess, PlainSpawner, Spawner, failure_cause, log_tail
 from server.engine.transport import EngineAddress, EngineTransport
+from server.engine.watchdog import until_hung
 from server.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,8 @@ class SupervisedEngine:
             reason = await self._until_dead(self._process)
             logger.error("the engine %s; starting it again", reason)
             self._set(EngineState.DOWN, reason)
-            await self._take_down()
+            # Dead or deaf: nothing of it ends in order, and its requests have waited enough.
+            await self._take_down(in_order=False)
             if time.monotonic() - ready_at > STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             backoff = await self._revive(backoff)
@@ -186,28 +188,38 @@ class SupervisedEngine:
                 return backoff
 
     async def _until_dead(self, process: EngineProcess) -> str:
-        """Wait for the engine's end: its process exits, or it stops answering its health check."""
+        """Wait for the engine's end: its process exits, it stops answering its health check, or
+        what is behind that hangs."""
+        assert self._transport is not None
         failed = 0
         ended = asyncio.create_task(process.wait())
+        limit = self._settings.hang_timeout
+        hung = asyncio.create_task(
+            until_hung(self._transport, process.pid, limit=limit, interval=HEALTH_INTERVAL)
+        )
         try:
             while failed < FAILED_CHECKS:
-                done, _ = await asyncio.wait({ended}, timeout=HEALTH_INTERVAL)
-                if done:
+                await asyncio.wait(
+                    {ended, hung}, timeout=HEALTH_INTERVAL, return_when=asyncio.FIRST_COMPLETED
+                )
+                if ended.done():
                     return _describe_exit(ended.result())
-                assert self._transport is not None
+                if hung.done():
+                    return hung.result()
                 answered = await self._transport.healthy(timeout=HEALTH_TIMEOUT)
                 failed = 0 if answered else failed + 1
             return f"failed {FAILED_CHECKS} health checks"
         finally:
             ended.cancel()
+            hung.cancel()
 
-    async def _take_down(self) -> None:
+    async def _take_down(self, *, in_order: bool = True) -> None:
         transport, self._transport = self._transport, None
         process, self._process = self._process, None
         if transport is not None:
             await transport.close()
         if process is not None:
-            await process.stop(self._settings.stop_timeout)
+            await (process.stop(self._settings.stop_timeout) if in_order else process.reap())
         if self._command is not None:
             self._command.socket.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 
@@ -51,9 +52,14 @@ class EngineTransport:
             skip_auto_headers=("User-Agent", "Accept-Encoding"),
             read_bufsize=2**18,
         )
+        self._answers: WeakSet[aiohttp.ClientResponse] = WeakSet()
 
     async def close(self) -> None:
         """Close every connection; requests under way fail."""
+        # Closing the session alone leaves who reads an answer waiting for ever: aiohttp tells only
+        # those that a connection is lost to, and this one it lets go of.
+        for response in list(self._answers):
+            response.close()
         await self._session.close()
 
     async def send(
@@ -65,13 +71,15 @@ class EngineTransport:
         the engine went away with the request.
         """
         try:
-            return await self._session.request(
+            response = await self._session.request(
                 method, self.address.url + path, data=body, headers=headers, allow_redirects=False
             )
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise EngineUnavailable(
                 f"the engine at {self.address} cannot be reached: {error}", retry_after=2
             ) from error
+        self._answers.add(response)
+        return response
 
     async def get_json(self, path: str, *, timeout: float) -> Any:
         """GET a small JSON document; raises EngineError."""

@@ -9,7 +9,7 @@ import aiohttp
 from starlette.responses import Response
 
 from adapters.errors import AdapterNotLoadable
-from server.engine.engines import core_is_dead
+from server.engine.engines import core_is_dead, says_core_is_dead
 from server.engine.not_finite import fault_in
 from server.gateway.guard import not_finite
 from server.gateway.sse import ModelName, Usage
@@ -64,7 +64,7 @@ def _error(status: int, data: bytes, target: Target, lane: str) -> WholeAnswer:
         )
     if status >= 500 and (fault := fault_in(message)) is not None:
         raise not_finite(fault, target, lane)
-    if status >= 500 and _core_is_dead(message):
+    if status >= 500 and says_core_is_dead(message):
         raise core_is_dead()
     answer = WholeAnswer(
         json.dumps(
@@ -87,11 +87,6 @@ def _error(status: int, data: bytes, target: Target, lane: str) -> WholeAnswer:
 def _lost_adapter(message: str) -> bool:
     """Whether the engine says that it does not have the model: the registry knows it does."""
     return "does not exist" in message or "could not be loaded" in message or "LoRA" in message
-
-
-def _core_is_dead(message: str) -> bool:
-    """vLLM's API server outlives its core for seconds, and answers every request with this."""
-    return "EngineCore encountered an issue" in message or "EngineDeadError" in message
 
 
 def _code(status: int) -> str | None:

@@ -8,17 +8,20 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import Receive, Scope, Send
 
 import adapters
 from server.engine.engines import EngineState
 from server.gateway.auth import AdminGate
+from server.gateway.entry import Entry
 from server.gateway.errors import install_error_handlers
+from server.gateway.exposition import Exposition
 from server.gateway.models_route import models_router
-from server.gateway.relay import SERVER_SEND, relay
+from server.gateway.relay import relay
 from server.gateway.routes import ENGINE_ROUTES, EngineRoute
 from server.gateway.state import GatewayState
+from server.gateway.stopping import not_ready
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -41,6 +44,7 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
     )
+    app.enter_by(state)
     install_error_handlers(app)
     app.include_router(health_router(state, metrics_gate))
     app.include_router(models_router(state))
@@ -51,11 +55,15 @@ def create_app(
 
 
 class _Application(FastAPI):
-    """Notes the server's own `send`: events of a stream need not go through every middleware's."""
+    """FastAPI's, behind an Entry."""
+
+    def enter_by(self, state: GatewayState) -> None:
+        """Once, before anything is served."""
+        origins = state.settings.cors_origins
+        self._entry = Entry(super().__call__, state.stopping, origins=origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SERVER_SEND] = send
-        await super().__call__(scope, receive, send)
+        await self._entry(scope, receive, send)
 
 
 def health_router(state: GatewayState, metrics_gate: AdminGate | None = None) -> APIRouter:
@@ -68,14 +76,25 @@ def health_router(state: GatewayState, metrics_gate: AdminGate | None = None) ->
 
     @router.get("/readyz", summary="Requests can be answered")
     async def readyz() -> dict[str, str]:
+        if state.stopping.begun:
+            raise not_ready()
         state.engine.transport()
         return {"status": EngineState.READY.value}
+
+    exposition = state.exposition or Exposition(state.metrics.registry)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         if metrics_gate is not None:
             await metrics_gate.admit(request)
-        text = generate_latest(state.metrics.registry)
+        text = await exposition.text()
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @router.get("/metrics/picker", summary="What an endpoint picker reads", response_class=Response)
+    async def picker_metrics(request: Request) -> Response:
+        if metrics_gate is not None:
+            await metrics_gate.admit(request)
+        text = b"" if state.picker is None else state.picker.text()
         return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

@@ -10,13 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import ProcessCollector
 
 from adapters.bases.engine_limits import on_cpu
 from adapters.catalog import Catalog
 from adapters.models import BaseDescriptor, BaseRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from adapters.serving.stored import ServingDocuments
+from adapters.store.content import blob_problem
 from adapters.store.layout import StoreLayout
 from server.engine.capacity import Capacity, hot_versions
 from server.engine.command import EngineCommand, engine_command
@@ -31,16 +32,21 @@ from server.engine.transport import EngineAddress
 from server.gateway.admin_lanes import LaneOperations
 from server.gateway.admission.metrics import AdmissionCollector
 from server.gateway.admission.serving import serving_doors
+from server.gateway.background import Background
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
 from server.gateway.copying import Copying
+from server.gateway.engine_metrics import EngineMetrics, engine_addresses, engine_processes
+from server.gateway.exposition import Exposition, GatewayRegistry
 from server.gateway.guard import Guard
 from server.gateway.lanes import Lanes
 from server.gateway.measured import MeasuredModels
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.observing import Observation
+from server.gateway.picker_metrics import PickerMetrics
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
+from server.gateway.quotas.making import made_quotas
 from server.gateway.reconciling import Reconciler
 from server.gateway.residents import ResidencyCollector
 from server.gateway.running import RunningLanes, free_bytes, merged_states
@@ -78,20 +84,24 @@ class Parts:
     # What the admin API asks of the running server.
     operations: LaneOperations
     guard: Guard
+    background: Background
 
     async def follow(self) -> None:
         """What goes on beside requests once the engine is there; until cancelled."""
         self.sight.start()
+        self.background.start()
         try:
             async with self.watching.running():
                 await self.reconciler.run()
         finally:
+            await self.background.close()
             await self.sight.close()
 
     async def stop(self) -> None:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
         await self.guard.close()
+        await self.state.quotas.close()
 
 
 def assemble(serving: Serving) -> Parts:
@@ -111,7 +121,10 @@ def assemble(serving: Serving) -> Parts:
     reconciler = Reconciler(snapshot, placing, pool, engine, base.digest)
     documents = ServingDocuments(layout)
     metrics = GatewayMetrics(
-        CollectorRegistry(), adapters=settings.metric_adapters, tenants=settings.metric_tenants
+        GatewayRegistry(),
+        adapters=settings.metric_adapters,
+        tenants=settings.metric_tenants,
+        versions=settings.metric_versions,
     )
     in_flight: Counter[Answering] = Counter()
     sight = Sight(
@@ -123,7 +136,19 @@ def assemble(serving: Serving) -> Parts:
         in_flight=lambda: in_flight,
         free_bytes=lambda: free_bytes(pool),
     )
-    guard = Guard(snapshot, serving.catalog.quarantine, watcher.refresh, placing.kept_back, metrics)
+
+    def taken_back(adapter: str) -> None:
+        watching.quarantined(adapter)
+
+    guard = Guard(
+        snapshot,
+        serving.catalog.quarantine,
+        watcher.refresh,
+        placing.kept_back,
+        metrics,
+        lambda digest: blob_problem(layout.blob(digest), digest),
+        taken_back=taken_back,
+    )
 
     def tell(copied: Observation) -> None:
         sight.traffic.observe(copied)
@@ -141,12 +166,25 @@ def assemble(serving: Serving) -> Parts:
         metrics,
         tell=tell,
     )
+    engine_metrics = EngineMetrics(lambda: engine_addresses(engine, pool))
+    background = Background(
+        settings.store,
+        serving.catalog,
+        snapshot,
+        metrics.label,
+        lambda: engine_processes(engine, pool),
+    )
+    picker = PickerMetrics(engine, snapshot, doors, engine_metrics, sight.cache)
     collectors = (
         StateCollector(engine, base.name, snapshot),
         PoolCollector(pool, models=settings.metric_adapters),
         ResidencyCollector(sight.cache, base.name, snapshot, metrics.label),
-        AdmissionCollector(doors, metrics.tenant_label, metrics.registry),
+        AdmissionCollector(doors, metrics, base.name, snapshot),
+        engine_metrics,
+        background,
+        picker,
     )
+    ProcessCollector(registry=metrics.registry)
     for collector in collectors:
         metrics.registry.register(collector)
     state = GatewayState(
@@ -174,9 +212,12 @@ def assemble(serving: Serving) -> Parts:
             require=settings.require_key,
             public=not settings.loopback_only,
         ),
+        quotas=made_quotas(settings, metrics),
         withdrawn=watching.withdrawn,
         in_flight=in_flight,
         observers=[guard.observe, sight.traffic.observe, watching.observe],
+        exposition=Exposition(metrics.registry, engine_metrics),
+        picker=picker,
     )
     return Parts(
         engine=engine,
@@ -188,6 +229,7 @@ def assemble(serving: Serving) -> Parts:
         state=state,
         operations=RunningLanes(state, pool, sight, watching.status),
         guard=guard,
+        background=background,
     )
 
 

@@ -64,6 +64,11 @@ class CanaryMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        for counter in (self._rollbacks, self._rollback_failures, self._degenerate, self._copies):
+            gateway.bounded(counter)
+        gateway.bounded(self._same)
+        gateway.bounded(self._nats)
+        gateway.bounded(self._seconds)
 
     def rolled_back(self, adapter: str, reason: Reason) -> None:
         """A canary was taken back, and the registry says so."""

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapters.errors import AdapterctlError, InvalidRequest, RouteNotServed, Unauthorized
+from server.gateway.request_notes import notes_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, AdapterctlError)
-    return error_response(error)
+    return _noted(request, error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -50,28 +51,36 @@ async def _invalid(request: Request, error: Exception) -> Response:
     place = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, int))
     message = str(first["msg"])
     if first["type"] == "json_invalid":
-        return error_response(InvalidRequest("the request's body is not valid JSON"))
+        return _noted(request, InvalidRequest("the request's body is not valid JSON"))
     sentence = f"'{place}': {message}" if place else f"the request's body: {message}"
-    return error_response(InvalidRequest(sentence, param=place or None))
+    return _noted(request, InvalidRequest(sentence, param=place or None))
 
 
 async def _http(request: Request, error: Exception) -> Response:
     """What the router itself raises: no such route, another method."""
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return error_response(
-            RouteNotServed(
-                f"there is no route {request.method} {request.url.path}; /docs lists the routes"
-            )
-        )
+        missing = f"there is no route {request.method} {request.url.path}; /docs lists the routes"
+        return _noted(request, RouteNotServed(missing))
     failure = InvalidRequest(str(error.detail))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         failure = InvalidRequest(f"{request.url.path} does not take {request.method}")
-    answer = error_response(failure, error.headers)
+    answer = _noted(request, failure, error.headers)
     answer.status_code = error.status_code
     return answer
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(AdapterctlError("this is a fault in the server; its log has the details"))
+    failure = AdapterctlError("this is a fault in the server; its log has the details")
+    return _noted(request, failure)
+
+
+def _noted(
+    request: Request, error: AdapterctlError, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer; its code goes into the request's line of the log."""
+    notes = notes_of(request.scope)
+    if notes is not None:
+        notes.outcome = error.code
+    return error_response(error, headers)

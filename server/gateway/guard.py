@@ -1,6 +1,8 @@
-"""An adapter that gave NaN or infinity in place of an answer is kept from every engine.
+"""An adapter that gave NaN or infinity in place of an answer is kept from every engine, and so is
+one whose stored files are not what was registered.
 
-The engine says so with an error (server/engine/not_finite.py). From that moment nobody's requests
+The engine says so with an error (server/engine/not_finite.py), or does not load the files; those
+are hashed then. From that moment nobody's requests
 reach the version on this server, and as soon as it is written on none that serves the store: a
 quarantine is a row of the registry, and an operator lifts it. A merged model harms nobody but
 itself, and a base that fails is no adapter's fault: those only end in an error.
@@ -10,13 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Protocol
 
 from prometheus_client import Counter
 
 from adapters.catalog_quarantine import ENGINE
-from adapters.errors import AdapterctlError, BaseNotFinite, NotFound, OutputNotFinite
+from adapters.errors import (
+    AdapterctlError,
+    AdapterNotLoadable,
+    BaseNotFinite,
+    NotFound,
+    OutputNotFinite,
+)
 from adapters.frozen import Lane
 from adapters.lanes.choosing import quarantined
 from adapters.registry.snapshot import Snapshot
@@ -31,6 +39,8 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
 REASON = "it gave NaN or infinity in place of an answer, where the base alone gives one"
+DAMAGED = "its stored files are damaged (register the same source again, then lift this)"
+_SUSPICIOUS = frozenset({OutputNotFinite.code, AdapterNotLoadable.code})
 
 
 class Quarantine(Protocol):
@@ -78,28 +88,38 @@ class Guard:
         refresh: Callable[[], object],
         kept_back: dict[str, str],
         metrics: GatewayMetrics,
+        damage: Callable[[str], str | None] = lambda digest: None,
         *,
         first_retry: float = FIRST_RETRY,
+        taken_back: Callable[[str], None] = lambda adapter: None,
     ):
-        """`kept_back` has what the registry does not say yet: the digests that nothing is sent
-        to, with the reason. `refresh` brings what was written into the snapshot."""
+        """`damage` hashes the stored files of a digest, in a thread: what is wrong with them.
+        `kept_back` has what the registry does not say yet: the digests that nothing is sent
+        to, with the reason. `refresh` brings what was written into the snapshot. `taken_back`
+        hears of an adapter whose quarantined version was a canary."""
         self._snapshot = snapshot
         self._quarantine = quarantine
         self._refresh = refresh
         self._kept_back = kept_back
         self._label = metrics.label
+        self._damage = damage
         self._first_retry = first_retry
+        self._taken_back = taken_back
+        # Digests whose files are being looked at.
+        self._examined: set[str] = set()
         self._writing: set[asyncio.Task[None]] = set()
-        self._quarantines = Counter(
-            "adapterctl_quarantines",
-            "Versions quarantined for an output that was not finite.",
-            ["adapter"],
-            registry=metrics.registry,
+        self._quarantines = metrics.bounded(
+            Counter(
+                "adapterctl_quarantines",
+                "Versions quarantined: an output was not finite, or the stored files are damaged.",
+                ["adapter"],
+                registry=metrics.registry,
+            )
         )
 
     def observe(self, o: Observation) -> None:
         """One ended request: its version is quarantined if the engine says that it is at fault."""
-        if o.outcome != OutputNotFinite.code or o.number is None or o.lane != Lane.HOT:
+        if o.outcome not in _SUSPICIOUS or o.number is None or o.lane != Lane.HOT:
             return
         adapter = self._snapshot().adapters.get(o.adapter)
         version = None if adapter is None else adapter.versions.get(o.number)
@@ -107,10 +127,35 @@ class Guard:
             return
         if quarantined(adapter, version) is not None:
             return
-        self._kept_back[version.digest] = REASON
-        self._quarantines.labels(self._label(o.adapter)).inc()
-        writing = self._write(f"{o.adapter}:v{o.number}", version.digest)
-        task = asyncio.get_running_loop().create_task(writing)
+        if o.outcome == OutputNotFinite.code:
+            self._keep_back(o.adapter, o.number, version.digest, REASON)
+        elif version.digest not in self._examined:
+            self._examined.add(version.digest)
+            self._run(self._examine(o.adapter, o.number, version.digest))
+
+    async def _examine(self, adapter: str, number: int, digest: str) -> None:
+        """Whether the files are to blame that the engine did not load them."""
+        try:
+            problem = await asyncio.to_thread(self._damage, digest)
+        finally:
+            self._examined.discard(digest)
+        if problem is not None and digest not in self._kept_back:
+            self._keep_back(adapter, number, digest, f"{DAMAGED}: {problem}")
+
+    def _keep_back(self, adapter: str, number: int, digest: str, reason: str) -> None:
+        self._kept_back[digest] = reason
+        self._quarantines.labels(self._label(adapter)).inc()
+        if self._is_canary(adapter, number):
+            self._taken_back(adapter)
+        self._run(self._write(f"{adapter}:v{number}", digest, reason))
+
+    def _is_canary(self, adapter: str, number: int) -> bool:
+        found = self._snapshot().adapters.get(adapter)
+        routes = () if found is None else found.routes.values()
+        return any(split.number == number for route in routes for split in route.splits)
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
@@ -120,13 +165,13 @@ class Guard:
             task.cancel()
         await asyncio.gather(*self._writing, return_exceptions=True)
 
-    async def _write(self, label: str, digest: str) -> None:
+    async def _write(self, label: str, digest: str, reason: str) -> None:
         """Into the registry, however long that takes."""
-        log.error("%s is quarantined: %s", label, REASON)
+        log.error("%s is quarantined: %s", label, reason)
         wait = self._first_retry
         while True:
             try:
-                await asyncio.to_thread(self._quarantine, label, REASON, actor=ENGINE)
+                await asyncio.to_thread(self._quarantine, label, reason, actor=ENGINE)
                 await asyncio.to_thread(self._refresh)
                 break
             except NotFound:

@@ -40,6 +40,8 @@ class Reason(StrEnum):
     ERRORS = "errors"
     SLOWER = "slower"
     DEGENERATE = "degenerate"
+    # Not judged: the engine said that it is not to be used at all.
+    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)

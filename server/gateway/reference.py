@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from server.configuration import flag_of
 from server.settings import ENV_PREFIX, ServeSettings
 
 _INTRODUCTION = """\
@@ -25,10 +26,9 @@ def settings_reference() -> str:
     """docs/settings.md, from the settings' own document."""
     rows = []
     for name, field in ServeSettings.model_fields.items():
-        flag = "--" + ("engine-argument" if name == "engine_arguments" else name.replace("_", "-"))
         default = "required" if field.is_required() else f"`{_shown(field.default)}`"
         rows.append(
-            f"| `{name}` | `{flag}` | `{ENV_PREFIX}{name.upper()}` | {default} "
+            f"| `{name}` | `{flag_of(name)}` | `{ENV_PREFIX}{name.upper()}` | {default} "
             f"| {field.description} |"
         )
     return _INTRODUCTION + "\n".join(rows) + "\n"

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 
 import aiohttp
 from starlette.requests import Request
@@ -22,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
-from server.gateway.admission.tickets import Cost, Ticket
+from server.gateway.admission.tickets import FREE, Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
 from server.gateway.cache_salt import salt_cache
@@ -30,32 +29,40 @@ from server.gateway.copying import PRIORITY_HEADER
 from server.gateway.guard import not_finite
 from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
+from server.gateway.request_ids import request_id
+from server.gateway.request_notes import SERVER_SEND, notes_of
 from server.gateway.routes import EngineRoute
 from server.gateway.sending import LOST, Client, ClientGone, Sending
 from server.gateway.serving import apply_serving, refuse_templates
 from server.gateway.settle import Exchange
 from server.gateway.sse import EventStream, ModelName, Usage, error_frame
 from server.gateway.state import GatewayState
+from server.gateway.stopping import cut_off
 from server.gateway.target import Asked, Target, placed_again, target_of
 
 # Headers that mean something to the engine; a client's others (keys, cookies) end here.
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
 
 
-# Where the application leaves the server's own `send` in the scope.
-SERVER_SEND = "adapterctl.send"
-
-
 async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
     """Answer one of the engine's routes; raises AdapterctlError before anything is sent."""
     exchange = Exchange(state.metrics, route.path, state.observers, state.in_flight)
+    notes = notes_of(request.scope)
+    if notes is not None:
+        notes.exchange = exchange
     try:
         caller = state.callers.caller(request.headers)
-        exchange.called_by(caller.tenant)
+        exchange.called_by(caller.tenant, caller.key)
         body = await read_body(request, state.settings.max_body_bytes)
         document = parse_object(body)
+        cost = Cost.of(document, len(body)) if route.computes else FREE
+        exchange.grant = await state.quotas.admit(caller, cost)
+        if state.settings.log_prompts:
+            exchange.asked_for(document)
         asked = Asked(_request_id(request), request.headers, document)
-        resolved = await state.compositions.resolve(model_of(document), caller.allows)
+        model = model_of(document)
+        exchange.named(model)
+        resolved = await state.compositions.resolve(model, caller.allows)
         state.keep_up()
         target = target_of(state.placing, resolved, asked, state.withdrawn)
         exchange.begin(target)
@@ -67,7 +74,6 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
             salt_cache(document, caller.tenant)
         ticket = None
         if route.computes:
-            cost = Cost.of(document, len(body))
             ticket = Ticket(caller.tenant, target.digest, cost, caller.weight)
         relayed = _Relayed(
             state, exchange, target, Client(request), asked, strip=strip_usage, ticket=ticket
@@ -78,6 +84,9 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
         return Response(status_code=499)
     except AdapterctlError as error:
         exchange.end(error.code)
+        raise
+    except asyncio.CancelledError:
+        exchange.end(cut_off().code if state.stopping.cut else "client_gone")
         raise
     except BaseException:
         exchange.end("internal_error")
@@ -132,7 +141,8 @@ def _ask_for_usage(document: dict[str, object], route: EngineRoute) -> bool:
 
 
 def _request_id(request: Request) -> str:
-    return request.headers.get("x-request-id") or uuid.uuid4().hex
+    notes = notes_of(request.scope)
+    return request_id(None) if notes is None else notes.request_id
 
 
 def _headers(request: Request, asked: Asked) -> dict[str, str]:
@@ -163,7 +173,7 @@ class _Relayed(Response):
         self._exchange = exchange
         self._target = target
         self._client = client
-        self._request_id = asked.request_id
+        self._stopping = state.stopping
         self._strip = strip
         self._deadline = asyncio.get_running_loop().time() + settings.request_timeout
         wait = min(state.lanes.wait, settings.request_timeout)
@@ -198,8 +208,8 @@ class _Relayed(Response):
                 return self._whole(data)
             self._events = EventStream(self._name, strip_usage=self._strip)
             self._first = await client.or_gone(self._next_events(), settings.first_token_timeout)
-            if not self._first and self._events.fault is not None:
-                raise not_finite(self._events.fault, self._target, self._hold.lane)
+            if not self._first and self._events.broken:
+                raise self._said()
             self._exchange.first_token()
             self._place = self._sending.place
             if self._place is not None:
@@ -244,6 +254,7 @@ class _Relayed(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._exchange.usage(self._events.usage)
+            self._exchange.seen = self._events.token_events
             self._exchange.end(outcome)
             self._close(self._events.usage)
 
@@ -266,16 +277,26 @@ class _Relayed(Response):
             return await self._break_off(
                 send, EngineTimeout(f"the answer was not complete within {limit:g} s")
             )
+        except asyncio.CancelledError:
+            if not self._stopping.cut:
+                raise
+            return await self._break_off(send, cut_off())
         except LOST:
             if self._client.gone:
                 return "client_gone"
             return await self._break_off(
                 send, EngineDied("the engine died in the middle of this answer; try again")
             )
-        if self._events.fault is not None:
-            fault = not_finite(self._events.fault, self._target, self._hold.lane)
-            return await self._break_off(send, fault)
+        if self._events.broken:
+            return await self._break_off(send, self._said())
         return "engine_error" if self._events.failed else "ok"
+
+    def _said(self) -> AdapterctlError:
+        """What the engine's last event means, for a client."""
+        if self._events.fault is not None:
+            return not_finite(self._events.fault, self._target, self._hold.lane)
+        self._lanes.dying(self._hold.transport)
+        return EngineDied("the engine died in the middle of this answer; try again")
 
     async def _break_off(self, send: Send, error: AdapterctlError) -> str:
         frame = error_frame(error, self._path)
@@ -287,20 +308,21 @@ class _Relayed(Response):
         assert self._upstream is not None
         while True:
             data = await self._upstream.content.readany()
-            if self._events.fault is not None:
+            if self._events.broken:
                 return b""
             block = self._events.feed(data) if data else self._events.finish()
-            if block or not data or self._events.fault is not None:
+            if block or not data or self._events.broken:
                 return block
 
     def _own_headers(self) -> dict[str, str]:
         headers = {
-            "x-request-id": self._request_id,
             "x-adapterctl-digest": self._target.digest,
             "x-adapterctl-version": self._target.version,
             "x-adapterctl-lane": self._hold.lane,
             "x-adapterctl-queued": str(round(self._sending.queued * 1000)),
         }
+        if self._exchange.grant is not None:
+            headers.update(self._exchange.grant.headers)
         if self._target.role is not Role.PLAIN:
             headers["x-adapterctl-route"] = self._target.role.value
         return headers

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from adapters.errors import UsageError
 from adapters.frozen import Lane
-from adapters.store.layout import digest_hex
-from server.engine.merged import MergedState, MergedStatus
+from server.engine.merged import MergedState, MergedStatus, merged_id
 from server.engine.pool import EnginePool
 from server.gateway import lane_models
 from server.gateway.admission.shown import queue_shown
@@ -109,7 +108,7 @@ def free_bytes(pool: EnginePool) -> int:
 
 def _shown(status: MergedStatus) -> lane_models.MergedState:
     return lane_models.MergedState(
-        id=f"merged-{digest_hex(status.model)[:12]}",
+        id=merged_id(status.model),
         digest=status.model,
         name=status.name,
         base=status.base,

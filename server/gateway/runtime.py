@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import tempfile
@@ -17,6 +18,18 @@ import psutil
 from adapters.errors import UsageError
 
 _PREFIX = "adapterctl-"
+# SD_LISTEN_FDS_START
+_FIRST_PASSED = 3
+
+
+def allow_connections() -> None:
+    """As many open files as the system lets this process have: a connection is one, a request that
+    is answered two, and shells begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # macOS refuses "infinity" here.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager
@@ -39,7 +52,9 @@ def runtime_directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def announced(run: Path, url: str) -> Iterator[None]:
+def announced(
+    run: Path, url: str, *, handover: Path | None = None, certificate: Path | None = None
+) -> Iterator[None]:
     """`server-PID.json` in the store's run directory while this server runs: the CLI finds it.
 
     A file for each server: several may serve one store. A killed one leaves its file, which
@@ -49,7 +64,11 @@ def announced(run: Path, url: str) -> Iterator[None]:
     _remove_stale(run)
     file = run / f"server-{os.getpid()}.json"
     staged = file.with_suffix(".new")
-    staged.write_text(json.dumps({"pid": os.getpid(), "url": url}), encoding="utf-8")
+    document = {"pid": os.getpid(), "url": url}
+    for name, path in (("handover", handover), ("certificate", certificate)):
+        if path is not None:
+            document[name] = str(path.resolve())
+    staged.write_text(json.dumps(document), encoding="utf-8")
     staged.replace(file)
     try:
         yield
@@ -64,11 +83,19 @@ def _remove_stale(run: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Bind before anything costly is started; raises UsageError when the address is taken."""
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Bind before anything costly is started; raises UsageError when the address is taken.
+
+    A socket that systemd passes on (LISTEN_FDS, sd_listen_fds(3)) is taken in place of one of its
+    own: what connects while the service is started again waits there.
+    """
+    if (passed := _passed_on()) is not None:
+        return passed
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
@@ -81,9 +108,34 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def _passed_on() -> socket.socket | None:
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or count in {"", "0"}:
+        return None
+    if count != "1":
+        raise UsageError(f"systemd passes {count} sockets on: one ListenStream is what is served")
+    os.set_inheritable(_FIRST_PASSED, False)
+    try:
+        listener = socket.socket(fileno=_FIRST_PASSED)
+    except OSError as error:
+        raise UsageError(f"what systemd passes on is no socket: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def has_terminal() -> bool:
+    """Whether this process runs in a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+    except OSError:
+        return False
+    return True
+
+
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The URL under which this machine reaches the listener."""
     host, port = listener.getsockname()[:2]
     if host in {"0.0.0.0", "::"}:
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

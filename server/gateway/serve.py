@@ -9,10 +9,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 
@@ -23,37 +23,67 @@ from adapters.errors import AdapterctlError, BaseError, EngineStartFailed, Usage
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
-from server.connection import Connection
 from server.gateway.admin import admin_router
-from server.gateway.app import create_app
-from server.gateway.assembly import Serving, assemble
+from server.gateway.admission.serving import limits_of
+from server.gateway.app import Lifespan, create_app
+from server.gateway.assembly import Parts, Serving, assemble
 from server.gateway.auth import AdminGate
 from server.gateway.banner import ready_banner
-from server.gateway.runtime import announced, listen, runtime_directory, url_of
+from server.gateway.client_connection import ConnectionRules
+from server.gateway.handover import Taken, offered, take
+from server.gateway.http_server import HttpServer, client_limits, http_config, tls_of
+from server.gateway.logs import Logs, log_pipe
+from server.gateway.reloading import Reloading
+from server.gateway.runtime import (
+    allow_connections,
+    announced,
+    has_terminal,
+    listen,
+    runtime_directory,
+    url_of,
+)
+from server.gateway.tls import Tls
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
 
 
-def run(settings: ServeSettings) -> None:
-    """Serve until SIGTERM or SIGINT; raises AdapterctlError when it cannot begin."""
+def run(settings: ServeSettings, read: Callable[[], ServeSettings] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; raises AdapterctlError when it cannot begin.
+
+    `read` reads the settings again, for SIGHUP; None: they stay.
+    """
+    allow_connections()
     with contextlib.ExitStack() as stack:
+        logs = stack.enter_context(log_pipe(settings.log_format, settings.log_level))
         catalog = stack.enter_context(Catalog.open(settings.store))
         base = _serving_base(catalog, settings.base)
         descriptor = catalog.base_descriptor(base.name)
         if settings.engine_url is None:
             _check_servable(base.name, descriptor)
         check_keys(settings, catalog)
-        listener = stack.enter_context(contextlib.closing(listen(settings.host, settings.port)))
+        tls = tls_of(settings)
+        handed = take(settings.store, settings.port) if settings.take_over else None
+        listener = stack.enter_context(contextlib.closing(_listener(settings, handed)))
         watcher = SnapshotWatcher(settings.store)
         watcher.start()
         stack.callback(watcher.stop)
         runtime = stack.enter_context(runtime_directory())
-        stack.enter_context(announced(StoreLayout(settings.store).run, url_of(listener)))
+        url = url_of(listener, "http" if tls is None else "https")
+        door, here = runtime / "handover.sock", StoreLayout(settings.store).run
+        stack.enter_context(announced(here, url, handover=door, certificate=settings.tls_cert))
         serving = Serving(settings, base, descriptor, catalog, watcher, runtime)
-        server = _Server(serving, listener)
+        server = _Server(serving, listener, Outside(url, tls, logs, handed, read))
+        stack.enter_context(offered(listener, door, server.taken))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve())
+
+
+def _listener(settings: ServeSettings, handed: Taken | None) -> socket.socket:
+    if handed is None:
+        return listen(settings.host, settings.port, reuse_port=settings.reuse_port)
+    _say(f"taking over from process {handed.pid}, which answers until the engine here is ready")
+    return handed.listener
 
 
 def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
@@ -65,6 +95,21 @@ def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
         "'adapterctl keys create --scope admin --scope infer', or listen on 127.0.0.1, or say "
         "--require-key never"
     )
+
+
+def application(serving: Serving, parts: Parts, lifespan: Lifespan) -> FastAPI:
+    """Everything that answers over HTTP."""
+    settings = serving.settings
+    admin = admin_router(
+        serving.catalog,
+        refresh=serving.watcher.refresh,
+        engines=lambda: [parts.engine.status().model_dump(mode="json")],
+        lanes=parts.operations,
+        require_admin_key=settings.admin_key_needed,
+        access_of=parts.state.callers.access_of,
+        jobs_at_once=settings.jobs_at_once,
+    )
+    return create_app(parts.state, admin, lifespan, metrics_gate(serving.catalog, settings))
 
 
 def metrics_gate(catalog: Catalog, settings: ServeSettings) -> AdminGate | None:
@@ -90,53 +135,81 @@ def _check_servable(name: str, descriptor: BaseDescriptor) -> None:
         raise BaseError(f"base '{name}' cannot be served: {why}")
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What a server has to do with besides its clients and engines. `handed`: the server whose port
+    it takes over; `read` reads the settings again."""
+
+    url: str
+    tls: Tls | None
+    logs: Logs
+    handed: Taken | None
+    read: Callable[[], ServeSettings] | None
+
+
 class _Server:
     """The gateway's HTTP server and its engine, started and stopped together."""
 
-    def __init__(self, serving: Serving, listener: socket.socket):
-        self._settings = serving.settings
+    def __init__(self, serving: Serving, listener: socket.socket, outside: Outside):
+        settings = self._settings = serving.settings
         self._base = serving.base
         self._catalog = serving.catalog
         self._watcher = serving.watcher
         self._listener = listener
-        self._url = url_of(listener)
+        self._outside = outside
         self._parts = parts = assemble(serving)
-        settings = serving.settings
-        admin = admin_router(
-            serving.catalog,
-            refresh=serving.watcher.refresh,
-            engines=lambda: [parts.engine.status().model_dump(mode="json")],
-            lanes=parts.operations,
-            require_admin_key=settings.admin_key_needed,
-            access_of=parts.state.callers.access_of,
-            jobs_at_once=settings.jobs_at_once,
+        self._rules = ConnectionRules(client_limits(settings), parts.state.stopping)
+        app = application(serving, parts, self._lifespan)
+        self._http = HttpServer(
+            http_config(app, self._rules, outside.tls),
+            parts.state.stopping,
+            delay=lambda: parts.state.settings.drain_delay,
+            timeout=lambda: parts.state.settings.stop_timeout,
+            # Nobody is answered here before the engine is ready: the other server still does.
+            before=None if outside.handed is None else self._start_engine,
+            started=lambda: None if outside.handed is None else outside.handed.done(),
         )
-        app = create_app(
-            parts.state, admin, self._lifespan, metrics_gate(serving.catalog, settings)
-        )
-        self._uvicorn = _Uvicorn(
-            uvicorn.Config(
-                app,
-                http=Connection,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                # Nothing here looks at who is behind a proxy, or at web sockets.
-                proxy_headers=False,
-                ws="none",
-                timeout_graceful_shutdown=int(settings.stop_timeout),
-            )
-        )
+        self._reloading = Reloading(settings, outside.read or (lambda: settings), [self._apply])
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: AdapterctlError | None = None
 
     async def serve(self) -> None:
         """Until stopped; raises what kept the engine from its first start."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._uvicorn.handle_exit, number, None)
-        await self._uvicorn.serve(sockets=[self._listener])
+        self._loop = loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up, has_terminal())
+        try:
+            await self._http.serve(sockets=[self._listener])
+        finally:
+            await self._parts.stop()
         if self._failure is not None:
             raise self._failure
+
+    def taken(self) -> None:
+        """Another server has the port now; from any thread."""
+        if self._loop is not None:
+            # It may be over by now.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._http.handed_over)
+
+    def _hung_up(self, had_terminal: bool) -> None:
+        """SIGHUP: read the settings again; or the terminal was closed that it runs in."""
+        if had_terminal and not has_terminal():
+            self._http.stop()
+        else:
+            self._reloading.reload()
+
+    def _apply(self, settings: ServeSettings) -> None:
+        state, tls = self._parts.state, self._outside.tls
+        state.settings = settings
+        state.lanes.wait = settings.merged_wait
+        state.lanes.doors.limit(limits_of(settings))
+        state.callers.tell(settings.tenant_weights, settings.tenant_adapters)
+        self._rules.limits = client_limits(settings)
+        self._outside.logs.set_level(settings.log_level)
+        if (tls is None) != (settings.tls_cert is None):
+            raise UsageError("HTTPS is switched on or off by a restart only")
+        if tls is not None and settings.tls_cert is not None:
+            tls.reload(settings.tls_cert, settings.tls_key)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -150,7 +223,6 @@ class _Server:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
-            await self._parts.stop()
 
     def _resume_jobs(self) -> None:
         try:
@@ -161,7 +233,8 @@ class _Server:
 
     async def _run(self) -> None:
         """Start the engine, then follow the registry: pinned merged engines come after it."""
-        await self._start_engine()
+        if self._outside.handed is None:
+            await self._start_engine()
         if self._failure is None:
             await self._parts.follow()
 
@@ -174,27 +247,19 @@ class _Server:
             if isinstance(error, EngineStartFailed) and error.log_tail:
                 _say(f"the engine's log ends:\n{error.log_tail}\n")
             self._failure = error
-            self._uvicorn.should_exit = True
+            self._http.should_exit = True
         else:
             seconds = time.monotonic() - began
-            _say(ready_banner(self._url, self._base.name, self._watcher.current, seconds))
+            _say(ready_banner(self._outside.url, self._base.name, self._watcher.current, seconds))
         finally:
             progress.cancel()
 
     async def _show_progress(self, began: float) -> None:
         log = self._parts.engine.status().address
-        _say(f"{self._url} is up; the engine is starting ({log}), which may take a minute")
+        _say(f"{self._outside.url} is up; the engine is starting ({log}), which may take a minute")
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL)
             _say(f"  engine starting, {time.monotonic() - began:.0f} s")
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers: they would raise the signal again at the end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def _say(text: str) -> None:

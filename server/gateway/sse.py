@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.errors import AdapterctlError
-from server.engine.not_finite import Fault, fault_in_event
+from server.engine.engines import says_core_is_dead
+from server.engine.not_finite import Fault, fault_in, message_in_event
 
 _END = b"\n\n"
 _USAGE = b'"usage":{'
@@ -99,7 +100,13 @@ class EventStream:
         self.failed = False
         # Why the stream ends here: the event that says so, and all after it, is kept back.
         self.fault: Fault | None = None
+        self.core_died = False
         self.token_events = 0
+
+    @property
+    def broken(self) -> bool:
+        """Whether the engine has said that there is no more to come, and why."""
+        return self.core_died or self.fault is not None
 
     def feed(self, data: bytes) -> bytes:
         """Bytes as they came in, whole events out (empty while none is complete)."""
@@ -130,8 +137,10 @@ class EventStream:
     def _until_fault(self, block: bytes) -> bytes:
         passed = b""
         for event in _split(block):
-            self.fault = fault_in_event(event)
-            if self.fault is not None:
+            message = message_in_event(event)
+            self.fault = fault_in(message)
+            self.core_died = says_core_is_dead(message)
+            if self.broken:
                 break
             passed += event
         return passed

@@ -16,6 +16,7 @@ from adapters.registry.snapshot import Snapshot
 from server.gateway.canary import Canaries, RollBack
 from server.gateway.canary_metrics import CanaryMetrics
 from server.gateway.copying import Copying
+from server.gateway.judging import Reason
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.observing import Observation, Observer
 from server.gateway.route_status import RouteStatus
@@ -52,6 +53,7 @@ class Watching:
         limits = ShadowLimits(
             settings.shadow_queue, settings.shadow_busiest, settings.shadow_deadline
         )
+        self._own = own
         self._canaries = Canaries(snapshot, roll_back, own)
         self._shadows = Shadows(copying, own, limits, tell)
         self._scorer = Scorer(self._canaries, copying) if settings.canary_scores else None
@@ -62,6 +64,10 @@ class Watching:
         if self._scorer is not None:
             self._scorer.offer(o)
         self._shadows.observe(o)
+
+    def quarantined(self, adapter: str) -> None:
+        """A canary of the adapter is taken back because its version is quarantined."""
+        self._own.rolled_back(adapter, Reason.QUARANTINED)
 
     def withdrawn(self, route_id: int, number: int, lane: Lane | None) -> bool:
         """Whether a split of a route, by its own lane, gets no requests any more."""

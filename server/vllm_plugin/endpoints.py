@@ -1,5 +1,6 @@
 """HTTP routes of ours in vLLM's API server: what the worker holds, prefetch, pins.
 
+    GET  /adapterctl/alive                        returns when core and workers have answered
     GET  /adapterctl/residency                    what `Watch.residency` says
     POST /adapterctl/prefetch {"name": NAME}      returns when the adapter is in a slot; with
                               "wait": false at once, and it is read beside the engine's steps
@@ -24,6 +25,7 @@ import vllm.plugins
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.vllm_plugin import WORKER_EXTENSION
 from server.vllm_plugin.ordering import Orders, before_requests, instead_of_loading
@@ -66,6 +68,8 @@ class ResidencyEndpoints:
     required_tasks = None
 
     def __init__(self) -> None:
+        # Any engine; the next one only where it has our worker's methods.
+        self._any_engine: Any = None
         self._engine: Any = None
         self._models: Any = None
         self._orders = Orders()
@@ -79,12 +83,14 @@ class ResidencyEndpoints:
 
         answering.install()
         hold_heads()
+        app.add_api_route(f"{PREFIX}/alive", self.alive, methods=["GET"])
         app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
         app.add_api_route(f"{PREFIX}/prefetch", self.prefetch, methods=["POST"])
         app.add_api_route(f"{PREFIX}/pins", self.pins, methods=["PUT"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Begin to watch before the first request; without our worker methods do nothing."""
+        self._any_engine = engine_client
         if engine_client is None or not _has_our_methods(engine_client.vllm_config):
             return
         watched = await engine_client.collective_rpc("adapterctl_watch")
@@ -105,6 +111,16 @@ class ResidencyEndpoints:
             return
         engine.add_lora = instead_of_loading(engine.add_lora, self._orders)
         engine.add_request = before_requests(engine.add_request, self._orders)
+
+    async def alive(self, request: Request) -> JSONResponse:
+        """vLLM's own /health asks nobody but this process."""
+        if self._any_engine is None:
+            return _not_here()
+        try:
+            await self._any_engine.collective_rpc("check_health")
+        except EngineDeadError as error:
+            return JSONResponse({"error": str(error)}, status_code=503)
+        return JSONResponse({})
 
     async def residency(self, request: Request) -> JSONResponse:
         if self._engine is None:

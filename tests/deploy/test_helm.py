@@ -14,7 +14,8 @@ import yaml
 from helm_python.errors import HelmError
 
 import adapters
-from server.settings import ServeSettings, load_settings
+from server.configuration import load_settings
+from server.settings import ServeSettings
 from tests.deploy.places import DEPLOY
 
 CHART = DEPLOY / "helm" / "adapterctl"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import UsageError
-from server.settings import is_loopback, load_settings
+from server.configuration import load_settings
+from server.setting_values import is_loopback
 
 
 def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:

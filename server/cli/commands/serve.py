@@ -19,7 +19,8 @@ from server.cli.complete import base_names
 from server.cli.options import Command
 from server.cli.output import emit_json
 from server.cli.session import STORE_VARIABLE, Session, default_store, pass_session
-from server.settings import ENV_PREFIX, ServeSettings, load_settings
+from server.configuration import LISTS, Configuration, flag_of, load_configuration
+from server.settings import ENV_PREFIX, ServeSettings
 
 
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,12 +34,12 @@ def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Callable[..., None]]:
     variable = f"env: {ENV_PREFIX}{name.upper()}"
-    if name == "engine_arguments":
+    if name in LISTS:
         return click.option(
-            "--engine-argument",
+            flag_of(name),
             name,
             multiple=True,
-            metavar="ARGUMENT",
+            metavar=name.rpartition("_")[2].removesuffix("s").upper(),
             help=f"{field.description} Give the option once for each. [{variable}]",
         )
     if field.annotation is bool:
@@ -52,7 +53,7 @@ def _option(name: str, field: FieldInfo) -> Callable[[Callable[..., None]], Call
         )
     known = not field.is_required() and field.default not in (None, {})
     return click.option(
-        "--" + name.replace("_", "-"),
+        flag_of(name),
         name,
         type=_type(field),
         help=f"{field.description} [{f'default: {field.default}; ' if known else ''}{variable}]",
@@ -71,9 +72,14 @@ def _type(field: FieldInfo) -> type[int] | type[float] | type[str]:
 
 @click.command(cls=Command)
 @click.option("--config", metavar="FILE", type=click.Path(), help="Settings in a TOML file.")
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print the settings as they would hold, as a file for --config, and start nothing.",
+)
 @_setting_options
 @pass_session
-def serve(session: Session, /, config: str | None, **flags: Any) -> None:
+def serve(session: Session, /, config: str | None, print_config: bool, **flags: Any) -> None:
     """Serve BASE and every adapter registered for it, until Ctrl-C.
 
     A flag beats the environment, which beats the configuration file. With --json what the
@@ -83,15 +89,32 @@ def serve(session: Session, /, config: str | None, **flags: Any) -> None:
         raise UsageError("--server is for the other commands: serve starts one on a --store")
     file = None if config is None else Path(config)
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    settings = load_settings(file, {**given, **_store(session, file)})
+    given.update(_store(session, file))
+    configuration = load_configuration(file, given)
+    if print_config:
+        _print(session, configuration)
+        return
     from server.gateway.serve import run
 
+    def read() -> ServeSettings:
+        return load_configuration(file, given).settings
+
+    settings = configuration.settings
     if not session.json:
-        run(settings)
+        run(settings, read)
         return
     with redirect_stdout(sys.stderr):
-        run(settings)
+        run(settings, read)
     emit_json({"store": str(settings.store), "base": settings.base, "state": "stopped"})
+
+
+def _print(session: Session, configuration: Configuration) -> None:
+    from server.printed import as_document, as_toml
+
+    if session.json:
+        emit_json(as_document(configuration))
+    else:
+        click.echo(as_toml(configuration), nl=False)
 
 
 def _store(session: Session, file: Path | None) -> dict[str, Path]:

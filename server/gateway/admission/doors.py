@@ -52,6 +52,13 @@ class Doors:
             door.alive(life, slots=None, pinned=frozenset())
         return door
 
+    def limit(self, limits: Limits) -> None:
+        """Others from now on; what has been let in stays."""
+        self.limits = limits
+        for door in self._doors.values():
+            door.core.limits = limits
+            door.core.slots.patience = limits.patience
+
     def states(self, *, tenants: int = 20) -> Mapping[str, QueueState]:
         """By engine, the base's first; none that never had a request."""
         found = sorted(self._doors.items(), key=lambda item: (item[0] != BASE, item[0]))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters.registry.snapshot import Snapshot
 from server.gateway.admission.doors import BASE, Doors
 from server.gateway.admission.wiring import FULL, TENANT_FULL, TIMEOUT, QueueState
+from server.gateway.metrics import NONE, GatewayMetrics
 
 _MERGED = "merged"
 _WAITS = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -21,49 +24,85 @@ class AdmissionCollector(Collector):
     """All merged engines count together: `lane` is base or merged."""
 
     def __init__(
-        self, doors: Doors, tenant_label: Callable[[str], str], registry: CollectorRegistry
+        self, doors: Doors, metrics: GatewayMetrics, base: str, snapshot: Callable[[], Snapshot]
     ):
-        """`tenant_label` bounds how many tenants get labels of their own."""
         self._doors = doors
-        self._tenant_label = tenant_label
+        self._metrics = metrics
+        self._base = base
+        self._snapshot = snapshot
         waits = Histogram(
             "adapterctl_queue_wait_seconds",
             "What a request waited for its turn before it was admitted.",
             ["lane"],
             buckets=_WAITS,
-            registry=registry,
+            registry=metrics.registry,
         )
         doors.waited = lambda engine, seconds: waits.labels(_lane(engine)).observe(seconds)
+        # Counted on: a sum over those that have no label of their own just now would fall when one
+        # of them gets one, and a counter that falls counts as one that began anew.
+        self._service = metrics.bounded(
+            CounterMetric(
+                "adapterctl_tenant_service_tokens",
+                "What fairness counts: tokens read, and twice those written.",
+                ["tenant"],
+                # Told by `collect`, which counts what came since the last time before.
+                registry=None,
+            )
+        )
+        # What was counted already, by engine and tenant.
+        self._seen: dict[tuple[str, str], float] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Nothing of a lane that never had a request."""
+        states = self._doors.states(tenants=_EVERY_TENANT)
         lanes: defaultdict[str, list[QueueState]] = defaultdict(list)
-        for engine, state in self._doors.states(tenants=_EVERY_TENANT).items():
+        for engine, state in states.items():
             lanes[_lane(engine)].append(state)
         yield from _queues(lanes)
-        yield from self._tenants([state for states in lanes.values() for state in states])
+        yield self._adapters(states)
+        yield self._tenants(states)
+        yield from self._service.collect()
 
-    def _tenants(self, states: list[QueueState]) -> Iterator[Metric]:
+    def _adapters(self, states: Mapping[str, QueueState]) -> Metric:
+        names = {
+            version.digest: adapter.name
+            for adapter in self._snapshot().adapters.values()
+            for version in adapter.versions.values()
+        }
         queued: Counter[str] = Counter()
-        service: defaultdict[str, float] = defaultdict(float)
-        for state in states:
+        for engine, state in states.items():
+            for digest, count in state.waiting.items():
+                if engine != BASE:
+                    name = names.get(engine, NONE)
+                else:
+                    name = self._base if digest is None else names.get(digest, NONE)
+                queued[self._metrics.label(name)] += count
+        waiting = GaugeMetricFamily(
+            "adapterctl_adapter_queue_requests", "Requests that wait.", labels=["adapter"]
+        )
+        for label, count in sorted(queued.items()):
+            waiting.add_metric([label], count)
+        return waiting
+
+    def _tenants(self, states: Mapping[str, QueueState]) -> Metric:
+        queued: Counter[str] = Counter()
+        seen = {}
+        for engine, state in states.items():
             for one in state.tenants:
-                label = self._tenant_label(one.tenant)
+                label = self._metrics.tenant_label(one.tenant)
                 queued[label] += one.queued
-                service[label] += one.service
+                seen[engine, one.tenant] = one.service
+                before = self._seen.get((engine, one.tenant), 0.0)
+                # Less than before: forgotten meanwhile, and begun anew.
+                more = one.service - before if one.service >= before else one.service
+                self._service.labels(label).inc(more)
+        self._seen = seen
         waiting = GaugeMetricFamily(
             "adapterctl_tenant_queue_requests", "Requests that wait.", labels=["tenant"]
         )
-        got = CounterMetricFamily(
-            "adapterctl_tenant_service_tokens",
-            "What fairness counts: tokens read, and twice those written.",
-            labels=["tenant"],
-        )
-        for label in service:
-            waiting.add_metric([label], queued[label])
-            got.add_metric([label], service[label])
-        yield waiting
-        yield got
+        for label, count in sorted(queued.items()):
+            waiting.add_metric([label], count)
+        return waiting
 
 
 def _queues(lanes: dict[str, list[QueueState]]) -> Iterator[Metric]:

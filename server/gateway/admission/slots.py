@@ -30,7 +30,7 @@ class Slots:
         """`patience`: seconds that an adapter waits for a slot to become free by itself."""
         self.count = count
         self.pinned: frozenset[str] = frozenset()
-        self._patience = patience
+        self.patience = patience
         self._held: dict[str, _Holder] = {}
         # Adapters that wait for a slot, and since when.
         self._wanted: dict[str, float] = {}
@@ -92,7 +92,7 @@ class Slots:
         if self.has_room(adapter, beside=keep):
             return True
         since = self._wanted.setdefault(adapter, now)
-        if at_once or now - since >= self._patience:
+        if at_once or now - since >= self.patience:
             self._make_room(adapter, at_once=at_once, may_go=may_go)
         return False
 
@@ -124,7 +124,7 @@ class Slots:
     def next_patience(self) -> float | None:
         """When the patience of an adapter ends for which nobody leaves yet."""
         served = set(self._leaving.values())
-        ends = [since + self._patience for one, since in self._wanted.items() if one not in served]
+        ends = [since + self.patience for one, since in self._wanted.items() if one not in served]
         return min(ends, default=None)
 
     def _make_room(

@@ -49,6 +49,10 @@ class Cost:
         )
 
 
+# Of a request that the model does not work for.
+FREE = Cost(places=0)
+
+
 def _count(value: object) -> int | None:
     return value if type(value) is int and value > 0 else None
 

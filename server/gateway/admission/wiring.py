@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapters.errors import Overloaded
@@ -52,6 +52,8 @@ class QueueState:
     refused: dict[str, int]
     # The ones with something queued or in flight first.
     tenants: tuple[TenantQueue, ...]
+    # Queued by adapter (its digest; None: no adapter); none that nobody waits for.
+    waiting: Mapping[str | None, int]
 
     @property
     def queued(self) -> int:
@@ -154,7 +156,15 @@ class Admission:
                 TenantQueue(a.name, a.weight, a.queued, a.in_flight, a.places, a.total)
                 for a in shown[:tenants]
             ),
+            waiting=self._waiting(),
         )
+
+    def _waiting(self) -> Counter[str | None]:
+        found: Counter[str | None] = Counter()
+        for account in self.core.accounts.waiting():
+            for flow in account.waiting():
+                found[flow.adapter] += len(flow.waiting)
+        return found
 
     def left(self, ticket: Ticket, prompt: int | None, written: int | None) -> None:
         """For Place: a request is gone from the queue or from the engine."""

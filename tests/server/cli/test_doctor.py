@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from adapters.catalog import Catalog
-from server.cli.running import find_server
+from server.running import find_server
 from tests.server.cli.command_line import Answer, CommandLine, admin_server, clean_environment
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 

@@ -17,7 +17,7 @@ import server.gateway.serve
 from adapters.catalog import Catalog
 from adapters.jobs.models import JobState
 from server.cli.commands.serve import serve
-from server.cli.running import find_server
+from server.running import find_server
 from server.settings import ServeSettings
 from tests.adapters.jobs_at_hand import dead_job, living_job, order
 from tests.server.cli.command_line import CommandLine, clean_environment
@@ -28,7 +28,7 @@ from tests.server.cli.tiny_artifacts import TinyArtifacts
 def received(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
     """The settings that the server would have run with."""
     settings: list[ServeSettings] = []
-    monkeypatch.setattr(server.gateway.serve, "run", settings.append)
+    monkeypatch.setattr(server.gateway.serve, "run", lambda given, read: settings.append(given))
     return settings
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry
 
 from adapters.catalog import Catalog
 from adapters.serving.stored import ServingDocuments
@@ -19,10 +18,12 @@ from server.gateway.admission.metrics import AdmissionCollector
 from server.gateway.app import create_app
 from server.gateway.callers import Callers
 from server.gateway.compositions import Compositions
+from server.gateway.exposition import GatewayRegistry
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics, StateCollector
 from server.gateway.placing import Placing
 from server.gateway.pool_metrics import PoolCollector
+from server.gateway.quotas.making import made_quotas
 from server.gateway.reconciling import Reconciler
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
@@ -69,7 +70,7 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         EngineAddress.parse(f"unix:{engine.socket}"), "tiny", connect_timeout=1, start_timeout=5
     )
     await external.start()
-    metrics = GatewayMetrics(CollectorRegistry(), adapters=10, tenants=2)
+    metrics = GatewayMetrics(GatewayRegistry(), adapters=10, tenants=2)
     registry = Registry(example_snapshot())
     places = ScriptedPlaces(tmp_path)
     pool = places.pool(settings)
@@ -89,10 +90,11 @@ async def gateway(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[Gatew
         lanes=Lanes(external, pool, wait=settings.merged_wait),
         keep_up=reconciler.keep_up,
         callers=Callers(registry.current, weights={"acme": 3}, tenant_header="x-tenant"),
+        quotas=made_quotas(settings, metrics),
     )
     metrics.registry.register(StateCollector(external, "tiny", registry.current))
     metrics.registry.register(PoolCollector(pool, models=10))
-    doors = AdmissionCollector(state.lanes.doors, metrics.tenant_label, metrics.registry)
+    doors = AdmissionCollector(state.lanes.doors, metrics, "tiny", registry.current)
     metrics.registry.register(doors)
     # What is deployed from here on is new.
     reconciler.keep_up()

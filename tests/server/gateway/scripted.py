@@ -27,8 +27,8 @@ from adapters.registry.snapshot import Snapshot
 from adapters.serving.document import SERVING_FILE, Serving
 from adapters.store.content import CONTENT_FILE, Content, file_digest
 from adapters.store.layout import StoreLayout
-from server.connection import Connection
 from server.engine.pool import EnginePool
+from server.gateway.client_connection import ClientConnection, ClientLimits, ConnectionRules
 from server.gateway.state import GatewayState
 
 if TYPE_CHECKING:
@@ -238,8 +238,13 @@ class Gateway:
         return self.client.get(self.url + path)
 
     def metric(self, name: str, **labels: str) -> float:
-        value = self.state.metrics.registry.get_sample_value(name, labels)
-        return 0.0 if value is None else value
+        """The sum of its series that have these labels, whatever others they have."""
+        return sum(
+            sample.value
+            for family in self.state.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     async def settled(self, name: str, expected: float, **labels: str) -> None:
         """Wait for a metric that is written when the server has let go of the request."""
@@ -254,12 +259,19 @@ async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: FastAPI, *, write_timeout: float = 60.0) -> AsyncIterator[str]:
     """The application on a free loopback port, by uvicorn as in production."""
+    rules = ConnectionRules(ClientLimits(write_timeout=write_timeout))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http=Connection, log_level="warning", access_log=False, lifespan="off")
+        uvicorn.Config(
+            app,
+            http=ClientConnection.under(rules),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+        )
     )
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))

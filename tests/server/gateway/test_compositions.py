@@ -28,6 +28,7 @@ from server.gateway.compositions import Compositions
 from server.gateway.lanes import Lanes
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.placing import Placing
+from server.gateway.quotas.making import made_quotas
 from server.gateway.state import GatewayState
 from server.settings import ServeSettings
 from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
@@ -181,6 +182,7 @@ async def url(place: Place, tmp_path: Path) -> AsyncIterator[str]:
     await engine.start()
     settings = ServeSettings(store=tmp_path, base="tiny")
     pool = ScriptedPlaces(tmp_path).pool(settings)
+    metrics = GatewayMetrics(CollectorRegistry(), adapters=10)
     state = GatewayState(
         settings=settings,
         base=place.catalog.base("tiny"),
@@ -192,7 +194,8 @@ async def url(place: Place, tmp_path: Path) -> AsyncIterator[str]:
         lanes=Lanes(engine, pool, wait=1),
         keep_up=lambda: None,
         callers=Callers(lambda: place.watcher.current),
-        metrics=GatewayMetrics(CollectorRegistry(), adapters=10),
+        metrics=metrics,
+        quotas=made_quotas(settings, metrics),
     )
     async with serving(create_app(state, APIRouter(), no_lifespan)) as address:
         yield address

@@ -44,6 +44,12 @@ class Catalog:
         self.gateway = gateway
         self.refusals: list[Exception] = []
         self.written: list[tuple[str, str, str]] = []
+        self.damage: str | None = None
+        self.examined: list[str] = []
+
+    def look(self, digest: str) -> str | None:
+        self.examined.append(digest)
+        return self.damage
 
     def quarantine(self, ref: str, reason: str, *, actor: str) -> object:
         if self.refusals:
@@ -64,6 +70,7 @@ async def catalog(gateway: Gateway) -> AsyncIterator[Catalog]:
         lambda: None,
         gateway.state.placing.kept_back,
         gateway.state.metrics,
+        made.look,
         first_retry=0.01,
     )
     gateway.state.observers.append(guard.observe)
@@ -216,6 +223,44 @@ async def test_a_model_that_writes_the_sentence_is_believed_nothing(
         assert response.status == 200
         assert sentence(Fault.ADAPTER).encode() in await response.read()
     assert gateway.state.placing.kept_back == {}
+
+
+def not_there(message: str) -> Handler:
+    """As vLLM where its resolver or its worker refused the files."""
+
+    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+        said = {"message": f"The model `{document['model']}` {message}", "code": 404}
+        return web.json_response({"error": said}, status=404)
+
+    return handler
+
+
+async def test_damaged_files_are_quarantined_with_what_is_wrong_with_them(
+    gateway: Gateway, engine: ScriptedEngine, catalog: Catalog
+) -> None:
+    catalog.damage = "adapter_model.safetensors has changed"
+    engine.handler = not_there("does not exist.")
+    status, document, _ = await ask(gateway)
+    assert document["error"]["code"] == "adapter_not_loadable"
+    await until(lambda: catalog.written)
+    [(reference, reason, actor)] = catalog.written
+    assert (reference, actor) == ("pirate:v1", "engine")
+    assert "adapter_model.safetensors has changed" in reason
+    assert catalog.examined == [PIRATE]
+    status, document, _ = await ask(gateway)
+    assert (status, document["error"]["code"]) == (404, "quarantined")
+    assert "register the same source again" in document["error"]["message"]
+
+
+async def test_an_engine_that_does_not_load_sound_files_quarantines_nobody(
+    gateway: Gateway, engine: ScriptedEngine, catalog: Catalog
+) -> None:
+    engine.handler = not_there("does not exist.")
+    await ask(gateway)
+    await until(lambda: catalog.examined)
+    engine.handler = answer
+    assert (await ask(gateway))[0] == 200
+    assert catalog.written == []
 
 
 async def test_the_part_of_a_canary_that_is_quarantined_goes_to_the_stable_version(

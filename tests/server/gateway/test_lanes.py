@@ -71,7 +71,7 @@ async def test_while_its_engine_starts_the_hot_lane_answers(gateway: Gateway) ->
     for _ in range(3):
         status, document, headers = await ask(gateway)
         assert (status, said(document), headers["x-adapterctl-lane"]) == (200, "hot", "hot")
-    assert place.starts == 1
+    await until(lambda: place.starts == 1)
     place.may_start.set()
     await until(lambda: gateway.pool.ready(MODEL))
     assert said((await ask(gateway))[1]) == "merged"

@@ -133,3 +133,25 @@ async def test_an_engine_whose_core_is_dead_is_a_503_that_says_when_to_come_back
         assert response.status == 503
         assert int(response.headers["retry-after"]) > 0
         assert (await response.json())["error"]["code"] == "engine_unavailable"
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_core_that_dies_in_a_stream_is_said_in_our_words(
+    gateway: Gateway, engine: ScriptedEngine, begun: bool
+) -> None:
+    """vLLM's API server ends the stream with an event of its own."""
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    said = b"data: " + json.dumps({"error": {"message": message, "code": 500}}).encode() + b"\n\n"
+
+    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+        return await sse(request, [*([chunk("a")] if begun else []), said, b"data: [DONE]\n\n"])
+
+    engine.handler = handler
+    async with gateway.post("/v1/chat/completions", json={**CHAT, "stream": True}) as response:
+        body = await response.read()
+    assert response.status == (200 if begun else 502)
+    events = body.strip().removeprefix(chunk("a", "pirate:prod"))
+    assert json.loads(events.removeprefix(b"data: "))["error"]["code"] == "engine_died"
+    # Nobody else is sent there.
+    async with gateway.post("/v1/chat/completions", json=CHAT) as response:
+        assert response.status == 503

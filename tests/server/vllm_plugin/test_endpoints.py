@@ -19,6 +19,7 @@ from vllm.plugins.endpoint_plugins.interface import (
     attach_endpoint_plugins,
     init_endpoint_plugins_state,
 )
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.vllm_plugin import WORKER_EXTENSION, endpoints
 from tests.server.gateway.scripted import serving
@@ -39,11 +40,14 @@ class Engine:
         self.engine_core = self
         self.calls: list[tuple[str, Any]] = []
         self.loaded: list[str] = []
+        self.dead = False
         # Where the worker takes orders; nowhere.
         self.socket = ""
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self.calls.append((method, args))
+        if self.dead:
+            raise EngineDeadError
         if method == "adapterctl_pin":
             return [[name for name, _, _ in args[0]]]
         if method == "adapterctl_listen":
@@ -128,6 +132,14 @@ async def test_it_watches_from_the_start_and_tells(url: str, engine: Engine) -> 
     ]
 
 
+async def test_a_sign_of_life_is_the_workers_own(url: str, engine: Engine) -> None:
+    assert await ask("GET", f"{url}/adapterctl/alive") == (200, {})
+    assert engine.calls[-1] == ("check_health", ())
+    engine.dead = True
+    status, answer = await ask("GET", f"{url}/adapterctl/alive")
+    assert (status, "EngineCore" in answer["error"]) == (503, True)
+
+
 async def test_a_prefetch_loads_also_what_was_evicted(url: str, engine: Engine) -> None:
     for _ in range(2):
         status, answer = await ask("POST", f"{url}/adapterctl/prefetch", {"name": "pirate"})
@@ -181,4 +193,6 @@ async def test_an_engine_with_another_extension_says_nothing(
             status, answer = await ask(method, f"{url}/adapterctl/{route}", body)
             assert status == 501
             assert answer["error"]
-    assert engine.calls == [("started", None)]
+        assert engine.calls == [("started", None)]
+        # Whether it lives, any engine says.
+        assert (await ask("GET", f"{url}/adapterctl/alive"))[0] == 200

@@ -180,6 +180,21 @@ async def test_weights_of_any_other_length_are_refused(
     shutil.rmtree(layout.root)
 
 
+async def test_a_bit_that_turned_over_is_found_before_the_adapter_is_served(
+    layout: StoreLayout, store_resolver: StoreResolver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The value stays finite and the file as long as it was: only its hash tells."""
+    digest = _publish(layout)
+    weights = layout.blob(digest) / WEIGHTS
+    whole = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert await store_resolver.resolve_lora("base", engine_name(digest)) is None
+    assert f"{WEIGHTS} has changed" in caplog.text
+    weights.write_bytes(whole)
+    assert await store_resolver.resolve_lora("base", engine_name(digest)) is not None
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=80)

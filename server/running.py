@@ -12,10 +12,16 @@ from adapters.store.layout import StoreLayout
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A live process and the URL under which this machine reaches it."""
+    """A live process and the URL under which this machine reaches it.
+
+    `handover`: the unix socket at which it gives its port away; `certificate`: the file with which
+    it proves over TLS that it is the one, whatever name is in it.
+    """
 
     pid: int
     url: str
+    handover: Path | None = None
+    certificate: Path | None = None
 
 
 def find_servers(root: Path) -> list[RunningServer]:
@@ -27,7 +33,12 @@ def find_servers(root: Path) -> list[RunningServer]:
     for file in StoreLayout(root).run.glob("server-*.json"):
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
-            server = RunningServer(int(document["pid"]), str(document["url"]))
+            server = RunningServer(
+                int(document["pid"]),
+                str(document["url"]),
+                _path(document.get("handover")),
+                _path(document.get("certificate")),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if _alive(server.pid):
@@ -38,6 +49,10 @@ def find_servers(root: Path) -> list[RunningServer]:
 def find_server(root: Path) -> RunningServer | None:
     """One server of the store; None if none runs."""
     return next(iter(find_servers(root)), None)
+
+
+def _path(said: object) -> Path | None:
+    return Path(said) if isinstance(said, str) else None
 
 
 def _alive(pid: int) -> bool:

@@ -1,0 +1,36 @@
+"""What the parts of the application leave in a request's scope for each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from starlette.types import Scope
+
+if TYPE_CHECKING:
+    from server.gateway.settle import Exchange
+
+# The server's own `send`.
+SERVER_SEND = "adapterctl.send"
+# A request's Notes.
+NOTES = "adapterctl.notes"
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a request leaves for its line in the log.
+
+    `status` None: nothing was sent. `outcome`: the code of an error that was answered; that of an
+    engine's route is in its `exchange`.
+    """
+
+    request_id: str
+    status: int | None = None
+    outcome: str | None = None
+    exchange: Exchange | None = None
+
+
+def notes_of(scope: Scope) -> Notes | None:
+    """The notes of a request; None where it did not come through an Entry."""
+    found: Notes | None = scope.get(NOTES)
+    return found
