@@ -46,6 +46,11 @@ class LocalBackend(LocalLanes):
             self._opened = Catalog.open(self._root)
         return self._opened
 
+    @property
+    def catalog(self) -> Catalog:
+        """The store itself, for commands that work on its files."""
+        return self._catalog
+
     def close(self) -> None:
         if self._opened is not None:
             self._opened.close()

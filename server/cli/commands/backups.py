@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 from adapters.backups.documents import BackupReport, Imported, RestoreReport
-from adapters.catalog import Catalog
 from adapters.errors import UsageError
 from adapters.sources.uri import local_path
 from adapters.store.layout import StoreLayout
@@ -40,9 +38,10 @@ def backup(session: Session, target: str, link: bool) -> None:
     A name that ends in .tar.zst or .tar is an archive. Everything that is copied is hashed; exits
     1 if something in the store is damaged, which the backup then lacks.
     """
-    with Catalog.open(_store(session)) as catalog, progress(json_mode=session.json) as shown:
+    catalog = session.catalog()
+    with progress(json_mode=session.json) as shown:
         shown.step("copying the registry and every version")
-        report = catalog.backup(_path(target), link=link, progress=shown.advance)
+        report = catalog.backup(local_path(target), link=link, progress=shown.advance)
     if session.json:
         emit_json(report.model_dump(mode="json"))
     else:
@@ -61,8 +60,10 @@ def restore(session: Session, source: str, check: bool, partial: bool) -> None:
     """Make a store of a backup, in a directory that is empty or not there yet."""
     from adapters.backups import restoring
 
-    found = _path(source)
-    layout = StoreLayout(_store(session))
+    if session.remote:
+        raise UsageError("a store is restored on the machine that it is on: give --store DIR")
+    found = local_path(source)
+    layout = StoreLayout(session.store_root())
     with progress(json_mode=session.json) as shown:
         shown.step("reading the backup")
         if check:
@@ -86,9 +87,10 @@ def export(session: Session, reference: str, target: str) -> None:
     NAME: every version with tags, history and manifests. NAME:TAG, NAME:v3, NAME@sha256:…: that
     version with the tags that point at it.
     """
-    with Catalog.open(_store(session)) as catalog, progress(json_mode=session.json) as shown:
+    catalog = session.catalog()
+    with progress(json_mode=session.json) as shown:
         shown.step(f"writing {reference}")
-        made = catalog.export(reference, _path(target), progress=shown.advance)
+        made = catalog.export(reference, local_path(target), progress=shown.advance)
     if session.json:
         emit_json(made.model_dump(mode="json"))
         return
@@ -107,14 +109,15 @@ def import_(session: Session, source: str, name: str | None, dry_run: bool) -> N
     Its bases must be registered here, under any name: they are found by their digest. Everything is
     hashed, and checked tensor by tensor as at a registration.
     """
-    with Catalog.open(_store(session)) as catalog, progress(json_mode=session.json) as shown:
+    catalog = session.catalog()
+    with progress(json_mode=session.json) as shown:
 
         def step(name: str) -> None:
             if name in _STEPS:
                 shown.step(_STEPS[name])
 
         made = catalog.import_(
-            _path(source),
+            local_path(source),
             name=name,
             dry_run=dry_run,
             actor=who(),
@@ -125,19 +128,6 @@ def import_(session: Session, source: str, name: str | None, dry_run: bool) -> N
         emit_json(made.model_dump(mode="json"))
     else:
         _say_imported(made)
-
-
-def _store(session: Session) -> Path:
-    if session.remote:
-        raise UsageError(
-            "this works on the store's own files: run it on the server's machine with --store "
-            "instead of --server; the server may go on meanwhile"
-        )
-    return session.store_root()
-
-
-def _path(text: str) -> Path:
-    return local_path(text)
 
 
 def _say_backup(report: BackupReport) -> None:
