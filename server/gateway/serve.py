@@ -42,6 +42,7 @@ from server.gateway.runtime import (
     runtime_directory,
     url_of,
 )
+from server.gateway.service_manager import READY, notify
 from server.gateway.tls import Tls
 from server.settings import ServeSettings
 
@@ -251,12 +252,14 @@ class _Server:
         else:
             seconds = time.monotonic() - began
             _say(ready_banner(self._outside.url, self._base.name, self._watcher.current, seconds))
+            notify(READY, status=f"{self._base.name} and its adapters at {self._outside.url}")
         finally:
             progress.cancel()
 
     async def _show_progress(self, began: float) -> None:
         log = self._parts.engine.status().address
         _say(f"{self._outside.url} is up; the engine is starting ({log}), which may take a minute")
+        notify(status="the engine is starting")
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL)
             _say(f"  engine starting, {time.monotonic() - began:.0f} s")
