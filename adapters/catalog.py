@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from adapters.access import no_adapter
 from adapters.audit import audited
+from adapters.catalog_backups import BackupCatalog
 from adapters.catalog_bases import BaseCatalog
 from adapters.catalog_jobs import JobCatalog
 from adapters.catalog_keys import KeyCatalog
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 _CHANGES_KEPT = 10_000
 
 
-class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog):
+class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, BackupCatalog):
     """One store. Any thread may use it; every method raises AdapterctlError subclasses only."""
 
     def __init__(self, root: Path, *, intake: IntakeProtocol | None = None):

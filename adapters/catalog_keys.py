@@ -12,6 +12,7 @@ from adapters.catalog_audit import AuditCatalog
 from adapters.errors import UsageError
 from adapters.expiry import check_expiry
 from adapters.registry import reader
+from adapters.registry.key_lookup import id_in
 from adapters.registry.key_record import KeyRecord
 from adapters.store.layout import StoreLayout
 from adapters.tenants import (
@@ -46,8 +47,12 @@ class KeyCatalog(AuditCatalog):
         adapters: Sequence[str] = (),
         expires_at: datetime | None = None,
         quota: Quota = UNLIMITED,
+        secret: str | None = None,
     ) -> tuple[str, str]:
         """(id, secret). The secret is not kept and cannot be shown again.
+
+        `secret`: one that was made elsewhere, `ak-` and 12 hex digits (the id), `-` and 43 random
+        letters, digits, `-` or `_`; a key that has it already stays as it is.
 
         `adapters`: patterns for the names it may use, none: all. `expires_at` has a time zone;
         None: never. Raises UsageError for what no key can be.
@@ -64,6 +69,11 @@ class KeyCatalog(AuditCatalog):
             )
         if expires_at is not None:
             check_expiry(expires_at, datetime.now(UTC))
+        if secret is not None and id_in(secret) is None:
+            raise UsageError(
+                "the secret is none that a key can have: 'ak-', 12 hex digits, '-' and 43 random "
+                "letters, digits, '-' or '_'"
+            )
         from adapters.registry.keys import add_key
 
         with self._writer().transaction() as connection:
@@ -75,6 +85,7 @@ class KeyCatalog(AuditCatalog):
                 adapters=patterns,
                 expires_at=expires_at,
                 quota=quota,
+                secret=secret,
             )
 
     def key_for(self, secret: str) -> KeyRecord | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from adapters.errors import Conflict, TagNotFound, VersionNotFound
+from adapters.errors import Conflict, StoreDamaged, TagNotFound, VersionNotFound
 from adapters.models import TagChange
 from adapters.registry import lanes, schema
 from adapters.registry.auditing import changed
@@ -113,6 +113,17 @@ def roll_back(connection: Connection, adapter: AdapterRow, tag: str, *, actor: s
             f"been removed; move it with `adapterctl tag` to one of {', '.join(labels[-10:])}"
         )
     return move_tag(connection, adapter, tag, version, actor=actor, reason=ROLLBACK)
+
+
+def told_value(connection: Connection, name: str, tag: str) -> int | None:
+    """Where the history says that a tag is now; raises StoreDamaged if it contradicts itself."""
+    try:
+        stack = _undo_stack(connection, name, tag)
+    except IndexError:
+        raise StoreDamaged(
+            f"the history of '{name}:{tag}' tells of a rollback with nothing before it"
+        ) from None
+    return stack[-1] if stack else None
 
 
 def record(

@@ -39,6 +39,10 @@ COMMANDS = {
     "doctor": "server.cli.commands.store:doctor",
     "gc": "server.cli.commands.store:gc",
     "verify": "server.cli.commands.store:verify",
+    "backup": "server.cli.commands.backups:backup",
+    "restore": "server.cli.commands.backups:restore",
+    "export": "server.cli.commands.backups:export",
+    "import": "server.cli.commands.backups:import_",
     "completion": "server.cli.commands.completion:completion",
 }
 

@@ -43,7 +43,7 @@ class LocalBackend(LocalLanes):
         """`actor` None: the user of this machine. `origin` is for the audit log; None: this
         command line."""
         self._root = root
-        self._actor = actor if actor is not None else _user()
+        self._actor = actor if actor is not None else who()
         self._origin = origin or Origin("cli", self._actor)
         self._opened: Catalog | None = None
 
@@ -53,6 +53,11 @@ class LocalBackend(LocalLanes):
             self._opened = Catalog.open(self._root)
             self._opened.origin = self._origin
         return self._opened
+
+    @property
+    def catalog(self) -> Catalog:
+        """The store itself, for commands that work on its files."""
+        return self._catalog
 
     def close(self) -> None:
         if self._opened is not None:
@@ -261,7 +266,7 @@ def _tell(watch: Watch, step: str) -> None:
         watch.step(_STEPS[step])
 
 
-def _user() -> str:
+def who() -> str:
     """Who is at the keyboard, for the history."""
     try:
         return getpass.getuser()

@@ -43,6 +43,7 @@ from server.gateway.runtime import (
     runtime_directory,
     url_of,
 )
+from server.gateway.service_manager import READY, notify
 from server.gateway.tls import Tls
 from server.quota_settings import quotas_of
 from server.settings import ServeSettings
@@ -257,12 +258,14 @@ class _Server:
             url, snapshot = self._outside.url, self._watcher.current
             needed = self._parts.state.callers.key_needed
             _say(ready_banner(url, self._base.name, snapshot, seconds, key_needed=needed))
+            notify(READY, status=f"{self._base.name} and its adapters at {url}")
         finally:
             progress.cancel()
 
     async def _show_progress(self, began: float) -> None:
         log = self._parts.engine.status().address
         _say(f"{self._outside.url} is up; the engine is starting ({log}), which may take a minute")
+        notify(status="the engine is starting")
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL)
             _say(f"  engine starting, {time.monotonic() - began:.0f} s")
