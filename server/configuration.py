@@ -49,6 +49,7 @@ RELOADED = frozenset(
         "tenant_weights",
         "tls_cert",
         "tls_key",
+        "write_timeout",
     }
 )
 

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from adapters.catalog import Catalog
 from adapters.lanes.models import LaneChange, Route
 from server.gateway.admin_route import actor_of
+from server.gateway.admin_scopes import check_visible
 from server.gateway.lane_changes import (
     deployed,
     quarantined,
@@ -172,7 +173,8 @@ def _add_traffic_routes(router: APIRouter, catalog: Catalog, lanes: LaneOperatio
         return route_shown(catalog, reference)
 
     @router.get("/adapters/{name}/lanes/history", summary="Its deployments, routes and rollbacks")
-    def history(name: str) -> list[LaneChange]:
+    def history(request: Request, name: str) -> list[LaneChange]:
+        check_visible(request, name)
         return list(catalog.lane_history(name))
 
 

@@ -28,6 +28,7 @@ REGISTER_ROUTES = frozenset(
         ("POST", "/adapters"),
         ("GET", "/adapters/{name}"),
         ("GET", "/adapters/{name}/history"),
+        ("GET", "/adapters/{name}/lanes/history"),
         ("PUT", "/adapters/{name}/tags/{tag}"),
         ("DELETE", "/adapters/{name}/tags/{tag}"),
         ("POST", "/adapters/{name}/tags/{tag}/rollback"),

@@ -25,8 +25,8 @@ from adapters.registry.snapshot import SnapshotWatcher
 from adapters.store.layout import StoreLayout
 from server.gateway.admin import admin_router
 from server.gateway.admission.serving import limits_of
-from server.gateway.app import create_app
-from server.gateway.assembly import Serving, assemble
+from server.gateway.app import Lifespan, create_app
+from server.gateway.assembly import Parts, Serving, assemble
 from server.gateway.auth import AdminGate
 from server.gateway.banner import ready_banner
 from server.gateway.client_connection import ConnectionRules
@@ -97,6 +97,21 @@ def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
     )
 
 
+def application(serving: Serving, parts: Parts, lifespan: Lifespan) -> FastAPI:
+    """Everything that answers over HTTP."""
+    settings = serving.settings
+    admin = admin_router(
+        serving.catalog,
+        refresh=serving.watcher.refresh,
+        engines=lambda: [parts.engine.status().model_dump(mode="json")],
+        lanes=parts.operations,
+        require_admin_key=settings.admin_key_needed,
+        access_of=parts.state.callers.access_of,
+        jobs_at_once=settings.jobs_at_once,
+    )
+    return create_app(parts.state, admin, lifespan, metrics_gate(serving.catalog, settings))
+
+
 def metrics_gate(catalog: Catalog, settings: ServeSettings) -> AdminGate | None:
     """Who may read the metrics, which name every adapter and tenant; None: everybody."""
     if settings.open_metrics:
@@ -144,18 +159,7 @@ class _Server:
         self._outside = outside
         self._parts = parts = assemble(serving)
         self._rules = ConnectionRules(client_limits(settings), parts.state.stopping)
-        admin = admin_router(
-            serving.catalog,
-            refresh=serving.watcher.refresh,
-            engines=lambda: [parts.engine.status().model_dump(mode="json")],
-            lanes=parts.operations,
-            require_admin_key=settings.admin_key_needed,
-            access_of=parts.state.callers.access_of,
-            jobs_at_once=settings.jobs_at_once,
-        )
-        app = create_app(
-            parts.state, admin, self._lifespan, metrics_gate(serving.catalog, settings)
-        )
+        app = application(serving, parts, self._lifespan)
         self._http = HttpServer(
             http_config(app, self._rules, outside.tls),
             parts.state.stopping,

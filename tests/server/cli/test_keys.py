@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ def test_for_people_the_secret_is_all_of_the_output(place: Place) -> None:
         assert (found.scopes, found.tenant) == (("admin", "infer"), "default")
 
 
+def test_limits_are_kept_and_shown(place: Place) -> None:
+    made = place.cli.ok(
+        *("keys", "create", "--scope", "register", "--adapter", "acme-*", "--adapter", "tone"),
+        *("--expires", "30d", "--requests-per-minute", "60", "--tokens-per-minute", "9000"),
+        *("--concurrent", "4"),
+    )
+    assert (made["scopes"], made["adapters"]) == (["register"], ["acme-*", "tone"])
+    quotas = [made[name] for name in ("requests_per_minute", "tokens_per_minute", "concurrent")]
+    assert quotas == [60, 9000, 4]
+    days = datetime.fromisoformat(made["expires_at"]) - datetime.fromisoformat(made["created_at"])
+    assert timedelta(days=29.9) < days <= timedelta(days=30)
+    (listed,) = place.cli.ok("keys", "ls")
+    assert listed == {key: value for key, value in made.items() if key != "secret"}
+    shown = place.cli("keys", "ls").out
+    for text in ("acme-*, tone", "60 requests/min, 9000 tokens/min, 4 at once", "usable until"):
+        assert text in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "exit_code", "message"),
     [
@@ -71,6 +90,12 @@ def test_for_people_the_secret_is_all_of_the_output(place: Place) -> None:
         (("create", "--label", "two\nlines"), "usage", 2, "one line"),
         (("create", "--label", "x" * 129), "usage", 2, "128"),
         (("create", "--scope", "root"), "usage", 2, "'root' is not one of"),
+        (("create", "--scope", "inference"), "usage", 2, "'inference' is not one of"),
+        (("create", "--adapter", "bot:prod"), "usage", 2, "no pattern for names"),
+        (("create", "--adapter", "a", "--scope", "admin"), "usage", 2, "may do everything"),
+        (("create", "--expires", "tomorrow"), "usage", 2, "12h, 30d or 2w"),
+        (("create", "--expires", "2020-01-01"), "usage", 2, "is over already"),
+        (("create", "--concurrent", "0"), "usage", 2, "0 is not in the range"),
         (("revoke", "0123456789ab"), "not_found", 1, "adapterctl keys ls"),
         (("revoke", "../bases"), "not_found", 1, "adapterctl keys ls"),
         (("revoke", ""), "not_found", 1, "adapterctl keys ls"),

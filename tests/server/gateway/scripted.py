@@ -261,12 +261,13 @@ async def no_lifespan(_: FastAPI) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def serving(app: FastAPI, *, write_timeout: float = 60.0) -> AsyncIterator[str]:
     """The application on a free loopback port, by uvicorn as in production."""
+    rules = ConnectionRules(ClientLimits(write_timeout=write_timeout))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=ClientConnection.under(ConnectionRules(ClientLimits(write_timeout=write_timeout))),
+            http=ClientConnection.under(rules),
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -104,7 +104,7 @@ async def test_whoever_starts_uvicorn_in_this_process_gets_it(
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     monkeypatch.setattr(server.connection, "HTTP_PROTOCOLS", uvicorn.config.HTTP_PROTOCOLS)
 
-    async def application(*_: object) -> None: ...
+    async def application(scope: object, receive: object, send: object) -> None: ...
 
     server.connection.hold_heads()
     config = uvicorn.Config(application)
