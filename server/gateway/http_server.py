@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 
 from server.gateway.client_connection import ClientConnection, ClientLimits, ConnectionRules
+from server.gateway.service_manager import STOPPING, notify
 from server.gateway.stopping import Stopping
 from server.gateway.tls import Tls
 from server.settings import ServeSettings
@@ -119,6 +120,7 @@ class HttpServer(uvicorn.Server):
         """Stop in an orderly way, `delay` seconds from now; further calls change nothing."""
         if self._stopping.begun:
             return
+        notify(STOPPING, status="running requests end")
         self._stopping.begun = True
         log.info("stopping")
         asyncio.get_running_loop().call_later(delay, self._exit)
@@ -177,12 +179,19 @@ class HttpServer(uvicorn.Server):
             transport.abort()
 
     async def _gone(self, within: float) -> bool:
-        """Whether nobody is connected any more and nothing runs, within so many seconds."""
+        """Whether nobody is owed anything any more, within so many seconds."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within
         state = self.server_state
-        while state.connections or state.tasks:
+        while state.tasks or any(map(_owed, state.connections)):
             if loop.time() >= until:
                 return False
             await asyncio.sleep(_LOOK_AGAIN)
         return True
+
+
+def _owed(connection: Any) -> bool:
+    """Whether a connection is in use. One that is closed may stay for long under TLS, where the
+    other side has to say good-bye, too."""
+    transport = connection.transport
+    return not transport.is_closing() or transport.get_write_buffer_size() > 0
