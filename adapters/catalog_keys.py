@@ -7,9 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from adapters.access import check_patterns
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.errors import UsageError
 from adapters.expiry import check_expiry
 from adapters.registry import reader
+from adapters.registry.key_lookup import id_in
 from adapters.registry.key_record import KeyRecord
 from adapters.store.layout import StoreLayout
 from adapters.tenants import (
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-class KeyCatalog:
+class KeyCatalog(AuditCatalog):
     """What can be done with the keys of one store; `Catalog` is one of these."""
 
     layout: StoreLayout
@@ -34,6 +37,7 @@ class KeyCatalog:
     def _writer(self) -> RegistryWriter:
         raise NotImplementedError
 
+    @audited("keys.create")
     def create_key(
         self,
         scopes: Sequence[str],
@@ -43,8 +47,12 @@ class KeyCatalog:
         adapters: Sequence[str] = (),
         expires_at: datetime | None = None,
         quota: Quota = UNLIMITED,
+        secret: str | None = None,
     ) -> tuple[str, str]:
         """(id, secret). The secret is not kept and cannot be shown again.
+
+        `secret`: one that was made elsewhere, `ak-` and 12 hex digits (the id), `-` and 43 random
+        letters, digits, `-` or `_`; a key that has it already stays as it is.
 
         `adapters`: patterns for the names it may use, none: all. `expires_at` has a time zone;
         None: never. Raises UsageError for what no key can be.
@@ -61,6 +69,11 @@ class KeyCatalog:
             )
         if expires_at is not None:
             check_expiry(expires_at, datetime.now(UTC))
+        if secret is not None and id_in(secret) is None:
+            raise UsageError(
+                "the secret is none that a key can have: 'ak-', 12 hex digits, '-' and 43 random "
+                "letters, digits, '-' or '_'"
+            )
         from adapters.registry.keys import add_key
 
         with self._writer().transaction() as connection:
@@ -72,6 +85,7 @@ class KeyCatalog:
                 adapters=patterns,
                 expires_at=expires_at,
                 quota=quota,
+                secret=secret,
             )
 
     def key_for(self, secret: str) -> KeyRecord | None:
@@ -90,6 +104,7 @@ class KeyCatalog:
         """Whether any key can be used."""
         return any(key.usable for key in self.keys())
 
+    @audited("keys.revoke", "key_id")
     def revoke_key(self, key_id: str) -> KeyRecord:
         """Ends a key for good; again is no error. Raises NotFound."""
         from adapters.registry.keys import revoke_key

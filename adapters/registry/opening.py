@@ -22,7 +22,7 @@ def init_store(layout: StoreLayout) -> None:
     if layout.marker.exists():
         layout.check_marker()
     else:
-        _refuse_foreign(layout)
+        refuse_foreign(layout)
     with store_io(layout.root):
         layout.root.mkdir(parents=True, exist_ok=True)
         if layout.marker.exists() and all(d.is_dir() for d in layout.directories()):
@@ -35,11 +35,16 @@ def init_store(layout: StoreLayout) -> None:
             return
         layout.database.touch()
         _migrate(layout.root)
-        marker = f'{{"format": {STORE_FORMAT}}}\n'
-        for directory in reversed(layout.directories()):
-            fsync_directory(directory)
-        write_durably(layout.marker, marker.encode())
-        fsync_directory(layout.root.absolute().parent)
+        finish_store(layout)
+
+
+def finish_store(layout: StoreLayout) -> None:
+    """Writes the marker of a store that has everything else, durably. Raises OSError."""
+    marker = f'{{"format": {STORE_FORMAT}}}\n'
+    for directory in reversed(layout.directories()):
+        fsync_directory(directory)
+    write_durably(layout.marker, marker.encode())
+    fsync_directory(layout.root.absolute().parent)
 
 
 def check_store(layout: StoreLayout) -> None:
@@ -87,9 +92,11 @@ def _migrate(root: Path) -> None:
         writer.close()
 
 
-def _refuse_foreign(layout: StoreLayout) -> None:
+def refuse_foreign(layout: StoreLayout) -> None:
+    """Raises AlreadyExists where a directory holds what is no part of an unfinished store."""
     ours = {path.name for path in layout.directories()} | {
         "blobs",
+        layout.reports.name,
         layout.lock.name,
         layout.repair_lock.name,
         *(layout.database.name + suffix for suffix in ("", "-wal", "-shm", "-journal")),

@@ -7,9 +7,10 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from adapters.errors import Conflict, TagNotFound, VersionNotFound
+from adapters.errors import Conflict, StoreDamaged, TagNotFound, VersionNotFound
 from adapters.models import TagChange
 from adapters.registry import lanes, schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import (
     AdapterRow,
     VersionRow,
@@ -82,6 +83,7 @@ def set_default_tag(
     connection.execute(
         update(schema.adapters).where(schema.adapters.c.id == adapter.id).values(default_tag=tag)
     )
+    changed(connection, f"default tag of {adapter.name}", adapter.default_tag, tag)
     number = tag_values(connection, adapter).get(tag)
     return record(connection, adapter, tag, number, number, actor=actor, reason=DEFAULT)
 
@@ -113,6 +115,17 @@ def roll_back(connection: Connection, adapter: AdapterRow, tag: str, *, actor: s
     return move_tag(connection, adapter, tag, version, actor=actor, reason=ROLLBACK)
 
 
+def told_value(connection: Connection, name: str, tag: str) -> int | None:
+    """Where the history says that a tag is now; raises StoreDamaged if it contradicts itself."""
+    try:
+        stack = _undo_stack(connection, name, tag)
+    except IndexError:
+        raise StoreDamaged(
+            f"the history of '{name}:{tag}' tells of a rollback with nothing before it"
+        ) from None
+    return stack[-1] if stack else None
+
+
 def record(
     connection: Connection,
     adapter: AdapterRow,
@@ -131,9 +144,15 @@ def record(
         )
     )
     note_change(connection, adapter.name)
+    if old != new:
+        changed(connection, f"{adapter.name}:{tag}", _label(old), _label(new))
     return TagChange(
         tag=tag, old=old, new=new, at=datetime.fromisoformat(at), actor=actor, reason=reason
     )
+
+
+def _label(number: int | None) -> str | None:
+    return None if number is None else f"v{number}"
 
 
 def _undo_stack(connection: Connection, name: str, tag: str) -> list[int | None]:

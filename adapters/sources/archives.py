@@ -10,15 +10,16 @@ from typing import BinaryIO
 from adapters.errors import DamagedArtifact, SourceUnreadable
 from adapters.sources.members import Unpacking
 from adapters.sources.policy import Policy
-from adapters.sources.tars import unpack_tar, unpack_tar_gz
+from adapters.sources.tars import unpack_tar, unpack_tar_gz, unpack_tar_zst
 from adapters.sources.zips import unpack_zip
 
-_SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz)\Z", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.zst)\Z", re.IGNORECASE)
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 # What a packer of another system adds beside the content.
 _PACKERS_OWN = {"__MACOSX", ".DS_Store"}
 
-_Reader = Callable[[str, BinaryIO, Unpacking, Policy], None]
+Reader = Callable[[str, BinaryIO, Unpacking, Policy], None]
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def is_archive_name(name: str) -> bool:
@@ -48,21 +49,23 @@ def unpack(archive: Path, place: Path, policy: Policy) -> Path:
     except OSError as fault:
         raise SourceUnreadable(f"cannot read {archive}: {fault.strerror or fault}") from None
     with file:
-        start = file.read(2)
+        start = file.read(4)
         if not start:
             raise DamagedArtifact(f"{archive.name} is empty")
         file.seek(0)
         target.mkdir()
-        reader = _reader(archive.name, start)
+        reader = reader_of(archive.name, start)
         reader(archive.name, file, Unpacking(archive.name, target, policy), policy)
     return _content_of(target)
 
 
-def _reader(name: str, start: bytes) -> _Reader:
-    """By the first bytes before the name: many a .tar.gz is a plain tar by now."""
-    if start == b"\x1f\x8b":
+def reader_of(name: str, start: bytes) -> Reader:
+    """By the first four bytes before the name: many a .tar.gz is a plain tar by now."""
+    if start.startswith(b"\x1f\x8b"):
         return unpack_tar_gz
-    if start == b"PK" or name.lower().endswith(".zip"):
+    if start == _ZSTD:
+        return unpack_tar_zst
+    if start.startswith(b"PK") or name.lower().endswith(".zip"):
         return unpack_zip
     return unpack_tar
 

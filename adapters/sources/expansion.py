@@ -102,3 +102,33 @@ class Gunzip:
 
     def _damaged(self, why: str) -> DamagedArtifact:
         return DamagedArtifact(f"{self._archive} is no intact gzip file: {why}")
+
+
+class Unzstd:
+    """A zstd file's content, never more of it at once than was asked for."""
+
+    def __init__(self, file: BinaryIO, archive: str, ratio: Ratio):
+        # Here: most sources are no zstd files, and the registry's commands read none.
+        import zstandard
+
+        self._file = file
+        self._archive = archive
+        self._ratio = ratio
+        self._error = zstandard.ZstdError
+        # A window is memory that the file asks for: 128 MiB are zstd's own limit for `--long`.
+        unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._stream = unpacker.stream_reader(file, read_size=_CHUNK, read_across_frames=True)
+        self._expanded = 0
+
+    def take(self, size: int) -> bytes:
+        """Up to `size` bytes, b"" at the end; raises DamagedArtifact for a file that ends early."""
+        try:
+            found = self._stream.read(size)
+        except self._error as fault:
+            raise self._damaged(str(fault)) from None
+        self._expanded += len(found)
+        self._ratio.check(self._file.tell(), self._expanded)
+        return found
+
+    def _damaged(self, why: str) -> DamagedArtifact:
+        return DamagedArtifact(f"{self._archive} is no intact zstd file: {why}")

@@ -1,4 +1,4 @@
-"""Reading tar archives, plain or gzip, in one pass and in bounded memory.
+"""Reading tar archives, plain, gzip or zstd, in one pass and in bounded memory.
 
 The standard library's reader takes whole extended headers into memory and gives links a meaning;
 here only files and directories exist, and a header is at most a few kilobytes.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from adapters.errors import DamagedArtifact
-from adapters.sources.expansion import Gunzip, Plain, Ratio
+from adapters.sources.expansion import Gunzip, Plain, Ratio, Unzstd
 from adapters.sources.members import Unpacking, refused
 from adapters.sources.policy import Policy
 
@@ -41,7 +41,7 @@ class _Extension:
 
 
 class _Tar:
-    def __init__(self, archive: str, stream: Plain | Gunzip, unpacking: Unpacking):
+    def __init__(self, archive: str, stream: Plain | Gunzip | Unzstd, unpacking: Unpacking):
         self._archive = archive
         self._stream = stream
         self._unpacking = unpacking
@@ -164,3 +164,8 @@ def unpack_tar(archive: str, file: BinaryIO, unpacking: Unpacking, policy: Polic
 def unpack_tar_gz(archive: str, file: BinaryIO, unpacking: Unpacking, policy: Policy) -> None:
     """A tar archive in gzip."""
     _Tar(archive, Gunzip(file, archive, Ratio(archive, policy)), unpacking).unpack()
+
+
+def unpack_tar_zst(archive: str, file: BinaryIO, unpacking: Unpacking, policy: Policy) -> None:
+    """A tar archive in zstd."""
+    _Tar(archive, Unzstd(file, archive, Ratio(archive, policy)), unpacking).unpack()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from adapters.errors import InUse, InvalidReference, VersionNotFound
+from adapters.errors import InUse, InvalidReference, StoreError, VersionNotFound
 from adapters.store.content import blob_complete
 from adapters.store.durable import fsync_directory, store_io, write_durably
 from adapters.store.layout import StoreLayout, digest_hex
@@ -85,6 +87,28 @@ class EngineLease:
                     write_durably(self._directory / digits, b"")
             self._held.add(digest)
         return blob
+
+    def hold_all(self, digests: Iterable[str]) -> None:
+        """As `hold` for many at once, and whether or not their content is there.
+
+        Not forced to the disk one by one: what a power cut takes of the records it takes of this
+        process, too. Raises StoreErrors.
+        """
+        assert self._descriptor is not None, "hold_all() before acquire()"
+        names = {digest: digest_hex(digest) for digest in digests}
+        with self._mutex, store_lock(self._layout, shared=True), store_io(self._layout.root):
+            for digest, digits in names.items():
+                (self._directory / digits).touch()
+                self._held.add(digest)
+
+    def remove(self) -> None:
+        """Ends the lease and removes its records, which gc does of those that are left behind."""
+        self.release()
+        with suppress(StoreError, OSError), store_lock(self._layout, shared=True):
+            for mark in _marks(self._directory):
+                (self._directory / mark).unlink(missing_ok=True)
+            self._directory.rmdir()
+            _lock_path(self._layout, self._engine_id).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Ends the lease; nothing is held any more."""

@@ -35,9 +35,14 @@ COMMANDS = {
     "top": "server.cli.commands.top:top",
     "advice": "server.cli.commands.top:advice",
     "keys": "server.cli.app:keys",
+    "audit": "server.cli.commands.audit:audit",
     "doctor": "server.cli.commands.store:doctor",
     "gc": "server.cli.commands.store:gc",
     "verify": "server.cli.commands.store:verify",
+    "backup": "server.cli.commands.backups:backup",
+    "restore": "server.cli.commands.backups:restore",
+    "export": "server.cli.commands.backups:export",
+    "import": "server.cli.commands.backups:import_",
     "completion": "server.cli.commands.completion:completion",
 }
 

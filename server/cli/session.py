@@ -12,6 +12,7 @@ import click
 from adapters.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapters.catalog import Catalog
     from server.cli.backend import Backend
 
 STORE_VARIABLE = "ADAPTERCTL_STORE"
@@ -74,6 +75,18 @@ class Session:
 
                 self._backend = LocalBackend(self.store_root())
         return self._backend
+
+    def catalog(self) -> Catalog:
+        """The store, for commands that work on its files; UsageError where it is a server's."""
+        from server.cli.local import LocalBackend
+
+        backend = None if self.remote else self.backend()
+        if not isinstance(backend, LocalBackend):
+            raise UsageError(
+                "this works on the store's own files: run it on the server's machine with --store "
+                "instead of --server; the server may go on meanwhile"
+            )
+        return backend.catalog
 
     def close(self) -> None:
         """Release what `backend` opened."""

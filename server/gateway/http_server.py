@@ -22,6 +22,7 @@ from typing import Any
 import uvicorn
 
 from server.gateway.client_connection import ClientConnection, ClientLimits, ConnectionRules
+from server.gateway.service_manager import STOPPING, notify
 from server.gateway.stopping import Stopping
 from server.gateway.tls import Tls
 from server.settings import ServeSettings
@@ -119,6 +120,7 @@ class HttpServer(uvicorn.Server):
         """Stop in an orderly way, `delay` seconds from now; further calls change nothing."""
         if self._stopping.begun:
             return
+        notify(STOPPING, status="running requests end")
         self._stopping.begun = True
         log.info("stopping")
         asyncio.get_running_loop().call_later(delay, self._exit)

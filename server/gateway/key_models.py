@@ -86,8 +86,9 @@ class KeyMade(KeyShown):
     secret: str
 
 
-def make_key(catalog: Catalog, request: KeyRequest) -> KeyMade:
-    """Make the key; raises UsageError for what no key can be."""
+def make_key(catalog: Catalog, request: KeyRequest, secret: str | None = None) -> KeyMade:
+    """Make the key, with a secret of one's own if there is one; raises UsageError for what no key
+    can be, AlreadyExists for a secret that was revoked."""
     key_id, secret = catalog.create_key(
         request.scopes,
         request.label,
@@ -95,6 +96,7 @@ def make_key(catalog: Catalog, request: KeyRequest) -> KeyMade:
         adapters=request.adapters,
         expires_at=request.expires_at,
         quota=request.quota,
+        secret=secret,
     )
     known = catalog.keys()
     record = next(key for key in known if key.id == key_id)

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 import click
 
 from adapters.access import check_patterns
+from adapters.errors import UsageError
 from adapters.expiry import parse_expiry
+from adapters.sources.uri import local_path
 from adapters.tenants import (
     DEFAULT_TENANT,
     INFER,
@@ -20,7 +22,7 @@ from server.cli.complete import key_ids
 from server.cli.options import Command
 from server.cli.output import clean, emit_json, local_time, note, say, table
 from server.cli.session import Session, pass_session
-from server.gateway.key_models import KeyRequest, KeyShown
+from server.gateway.key_models import KeyRequest, KeyShown, make_key
 
 _LIMIT = click.IntRange(1, MAX_QUOTA)
 
@@ -58,6 +60,13 @@ _LIMIT = click.IntRange(1, MAX_QUOTA)
 @click.option("--requests-per-minute", type=_LIMIT, help="Requests it may begin in a minute.")
 @click.option("--tokens-per-minute", type=_LIMIT, help="Tokens, of prompts and answers together.")
 @click.option("--concurrent", type=_LIMIT, help="Requests that may run at the same time.")
+@click.option(
+    "--secret-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Take the secret from FILE, where a secret manager put it, instead of making one; again "
+    "is no error. It reads ak-, 12 hex digits, - and 43 random letters, digits, - or _.",
+)
 @pass_session
 def create(
     session: Session,
@@ -67,6 +76,7 @@ def create(
     scopes: tuple[str, ...],
     adapters: tuple[str, ...],
     expires: str | None,
+    secret_file: str | None,
     **quota: int | None,
 ) -> None:
     """Make an API key. Its secret is shown now and never again: only a hash of it is kept."""
@@ -81,6 +91,15 @@ def create(
             **quota,
         }
     )
+    if secret_file is not None:
+        # Never over a server: what is sent is what others could note down.
+        kept = make_key(session.catalog(), request, _read_secret(secret_file))
+        shown = KeyShown.model_validate(kept.model_dump(exclude={"secret"}))
+        if session.json:
+            emit_json(shown.model_dump(mode="json"))
+        else:
+            say(f"Key {shown.id} of tenant {clean(shown.tenant)} for {', '.join(shown.scopes)}.")
+        return
     made = session.backend().create_key(request)
     if session.json:
         emit_json(made.model_dump(mode="json"))
@@ -90,6 +109,13 @@ def create(
         "its secret is not shown again:"
     )
     say(made.secret)
+
+
+def _read_secret(file: str) -> str:
+    try:
+        return local_path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the secret in {clean(file)} cannot be read: {error}") from None
 
 
 @click.command(cls=Command)

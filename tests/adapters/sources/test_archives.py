@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,11 @@ from adapters.sources.archives import unpack
 from adapters.sources.policy import Policy
 
 SMALL = Policy(max_members=20, max_bytes=1 << 20, ratio_grace=1 << 16, max_ratio=50)
+
+
+def zstd(content: bytes) -> bytes:
+    """As `zstd` packs it, with its checksum."""
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content)
 
 
 def tar(*members: tarfile.TarInfo | tuple[str, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
@@ -135,6 +141,7 @@ HOSTILE: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("tar members", "a.tar", lambda: tar(*((f"f{i}", b"") for i in range(21))), "20"),
     ("tar large", "a.tar", lambda: tar(("a", bytes(2 << 20))), "1048576 bytes"),
     ("tar.gz bomb", "a.tar.gz", lambda: gzip.compress(tar(("a", bytes(500_000)))), "50 times"),
+    ("zst bomb", "a.tar.zst", lambda: zstd(tar(("a", bytes(500_000)))), "50 times"),
     ("gz of zeros", "a.tgz", lambda: gzip.compress(tar() + bytes(1 << 20)), "50 times"),
     ("zip absolute", "a.zip", lambda: zipped(("/etc/evil", b"x")), "absolute"),
     ("zip dotdot", "a.zip", lambda: zipped(("../evil", b"x")), "'..'"),
@@ -180,6 +187,9 @@ DAMAGED: list[tuple[str, str, Callable[[], bytes]]] = [
     ("tar without an end", "a.tar", lambda: tar(("a", bytes(5000)))[:5632]),
     ("tar checksum", "a.tar", lambda: b"X" + tar(("a", b"1"))[1:]),
     ("gzip cut", "a.tgz", lambda: gzip.compress(tar(("a", os.urandom(5000))))[:-4000]),
+    ("zstd cut", "a.tar.zst", lambda: zstd(tar(("a", os.urandom(5000))))[:-4000]),
+    ("zstd without its end", "a.tar.zst", lambda: zstd(tar(("a", os.urandom(50))))[:-40]),
+    ("zstd with rubbish after", "a.tar.zst", lambda: zstd(tar(("a", b"1"))) + b"rubbish"),
     ("gzip without its checksum", "a.tgz", lambda: gzip.compress(tar(("a", b"1")))[:-5]),
     ("gzip with rubbish after", "a.tgz", lambda: gzip.compress(tar(("a", b"1"))) + b"rubbish"),
     ("zip cut", "a.zip", lambda: zipped(("a", os.urandom(5000)))[:3000]),
@@ -204,7 +214,7 @@ TREE = {"run/adapter.bin": os.urandom(300_000), "run/deep/er/" + "n" * 200: b"lo
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["tar", "gz"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstd], ids=["tar", "gz", "zst"])
 def test_a_sound_tar_comes_out_whole(
     tmp_path: Path, format: int, pack: Callable[[bytes], bytes]
 ) -> None:
@@ -291,7 +301,9 @@ def _mutated(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    packed=st.one_of(tars(), zips(), tars().map(gzip.compress), st.binary(max_size=2000)),
+    packed=st.one_of(
+        tars(), zips(), tars().map(gzip.compress), tars().map(zstd), st.binary(max_size=2000)
+    ),
     name=st.sampled_from(["out.tar", "out.zip", "out.tgz"]),
 )
 def test_no_archive_writes_outside_its_directory(packed: bytes, name: str) -> None:

@@ -107,3 +107,32 @@ def test_refusals(
     found, error = place.cli.refused("keys", *arguments)
     assert (found, error["code"]) == (exit_code, code)
     assert message in error["message"]
+
+
+SECRET = "ak-0123456789ab-" + "s3cr3t-_" * 5 + "xyz"
+
+
+def test_a_secret_that_a_manager_made_becomes_a_key_once(place: Place, tmp_path: Path) -> None:
+    """On a store; a server's admin API never gets to see one."""
+    file = tmp_path / "secret"
+    file.write_text(SECRET + "\n")
+    on_store = CommandLine(("--store", str(place.store)))
+    words = ("keys", "create", "--scope", "admin", "--label", "chart", "--secret-file", str(file))
+    made = on_store.ok(*words)
+    assert made["id"] == "0123456789ab"
+    assert SECRET not in str(made)
+    assert SECRET not in on_store(*words).out
+    assert len(on_store.ok("keys", "ls")) == 1
+    with Catalog.open(place.store) as catalog:
+        found = catalog.key_for(SECRET)
+        assert found is not None and found.scopes == ("admin",)
+    file.write_text(SECRET[:-1] + "A")
+    assert "has another secret" in on_store(*words).err
+    on_store.ok("keys", "revoke", made["id"])
+    file.write_text(SECRET)
+    assert "was revoked" in on_store(*words).err
+    file.write_text("password")
+    assert "is none that a key can have" in on_store(*words).err
+    assert "cannot be read" in on_store(*words[:-1], str(tmp_path / "none")).err
+    if place.cli != on_store:
+        assert "on the server's machine" in place.cli(*words).err
