@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from adapters.access import no_adapter
+from adapters.audit import audited
 from adapters.catalog_backups import BackupCatalog
 from adapters.catalog_bases import BaseCatalog
 from adapters.catalog_jobs import JobCatalog
@@ -92,6 +95,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
 
     # --- adapters ----------------------------------------------------------------------------
 
+    @audited("register", "name")
     def register(
         self,
         source: str,
@@ -138,6 +142,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
             progress=progress,
         )
 
+    @audited("compose", "name")
     def compose(
         self,
         parts: Sequence[Part],
@@ -234,6 +239,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
 
         return read_serving(self.layout, self.show(ref).digest)
 
+    @audited("rm", "ref")
     def rm(self, ref: str, *, force: bool = False, actor: str = "local") -> list[str]:
         """Removes an adapter (NAME) or a version; returns what was removed.
 
@@ -258,6 +264,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
             self.adapter(name)
         return changes
 
+    @audited("tag", "ref")
     def tag(
         self, ref: str, version: str | None, *, actor: str = "local", default: bool = False
     ) -> TagChange:
@@ -281,6 +288,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
                 change = made if made is not None and change.old == change.new else change
         return change
 
+    @audited("tag.rm", "ref")
     def delete_tag(self, ref: str, *, actor: str = "local") -> TagChange:
         """Removes NAME:TAG. The default tag and `latest` stay: raises Conflict for them."""
         from adapters.registry.rows import require_adapter
@@ -300,6 +308,7 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
                 )
             return drop_tag(connection, adapter, tag, actor=actor, reason=DELETE)
 
+    @audited("rollback", "ref")
     def rollback(self, ref: str, *, actor: str = "local") -> TagChange:
         """Puts NAME:TAG back to its previous value; repeated, further back."""
         from adapters.registry.rows import require_adapter
@@ -311,16 +320,24 @@ class Catalog(BaseCatalog, JobCatalog, KeyCatalog, ModelCatalog, LaneCatalog, Ba
 
     # --- the store itself --------------------------------------------------------------------
 
-    def gc(self, *, dry_run: bool = False) -> GcReport:
-        """Removes blobs that no version names and no live engine holds, and dead work."""
-        from adapters.registry.upkeep import trim_changes
+    @audited("gc", lambda _: "store")
+    def gc(self, *, dry_run: bool = False, audit_older_than: datetime | None = None) -> GcReport:
+        """Removes blobs that no version names and no live engine holds, and dead work.
+
+        And the audit log's rows from before `audit_older_than`, which has a time zone.
+        """
+        from adapters.registry.upkeep import note_gc, trim_changes
         from adapters.store.gc import collect
 
         report = collect(self.layout, self._listed, self._job_ids, dry_run=dry_run)
-        if not dry_run:
-            with self._writer().transaction() as connection:
-                trim_changes(connection, keep=_CHANGES_KEPT)
-        return report
+        if dry_run:
+            return report
+        with self._writer().transaction() as connection:
+            trim_changes(connection, keep=_CHANGES_KEPT)
+            note_gc(connection, report)
+        if audit_older_than is None:
+            return report
+        return replace(report, audit_rows=self.prune_audit(audit_older_than))
 
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Hashes every blob again, and checks the registry and the bases' directories."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.errors import AlreadyExists, BaseNotFound
 from adapters.models import BaseDescriptor, BaseRecord
 from adapters.references import check_name
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-class BaseCatalog:
+class BaseCatalog(AuditCatalog):
     """What can be done with the bases of one store; `Catalog` is one of these."""
 
     layout: StoreLayout
@@ -26,6 +28,7 @@ class BaseCatalog:
     def _writer(self) -> RegistryWriter:
         raise NotImplementedError
 
+    @audited("base.add", "name")
     def base_add(self, name: str, path: str | Path) -> BaseRecord:
         """Registers a base model's directory under a name, or notes that it has moved.
 
@@ -64,6 +67,7 @@ class BaseCatalog:
             raise _no_base(name)
         return found
 
+    @audited("base.rm", "name")
     def base_rm(self, name: str) -> None:
         """Forgets a base (its directory stays); raises InUse while versions need it."""
         from adapters.registry.bases import remove_base

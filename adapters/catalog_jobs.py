@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.errors import Conflict, InUse, NotFound, UsageError
 from adapters.jobs.models import JobError, JobLog, JobRecord, JobState
 from adapters.jobs.orders import EvaluateOrder, MergeOrder
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 _STARTS_BY_SERVERS = 3
 
 
-class JobCatalog:
+class JobCatalog(AuditCatalog):
     """What can be done with the jobs of one store; `Catalog` is one of these.
 
     Wherever a job is named, the beginning of its id is enough if no other begins so.
@@ -79,6 +81,7 @@ class JobCatalog:
 
     # --- ordering ----------------------------------------------------------------------------
 
+    @audited("jobs.order", lambda given: str(given["order"].reference))
     def submit_job(
         self,
         order: MergeOrder | EvaluateOrder,
@@ -123,6 +126,7 @@ class JobCatalog:
                 launch(self.layout, job_id, lock, at_once=at_once)
             return self.job(job_id)
 
+    @audited("jobs.resume", "job_id")
     def resume_job(self, job_id: str, *, at_once: int | None = None) -> JobRecord:
         """Starts the process of a job again, which goes on from what is in its work directory.
 
@@ -160,6 +164,7 @@ class JobCatalog:
                 resumed.append(job.id)
         return resumed
 
+    @audited("jobs.cancel", "job_id")
     def cancel_job(self, job_id: str) -> JobRecord:
         """Asks a job to end, which it does within seconds; what it finished is kept.
 
@@ -177,6 +182,7 @@ class JobCatalog:
                 finish_job(connection, job.id, JobState.CANCELLED)
         return self.job(job.id)
 
+    @audited("jobs.rm", "job_id")
     def rm_job(self, job_id: str) -> JobRecord:
         """Forgets a job that has ended and removes its log and its work; raises InUse."""
         from adapters.registry.jobs import remove_job
@@ -209,6 +215,7 @@ class JobCatalog:
         with self._writer().transaction() as connection:
             return claim_turn(connection, job_id, lives, at_once)
 
+    @audited("jobs.end", "job_id")
     def finish_job(
         self,
         job_id: str,

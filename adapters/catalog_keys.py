@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from adapters.access import check_patterns
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.errors import UsageError
 from adapters.expiry import check_expiry
 from adapters.registry import reader
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-class KeyCatalog:
+class KeyCatalog(AuditCatalog):
     """What can be done with the keys of one store; `Catalog` is one of these."""
 
     layout: StoreLayout
@@ -35,6 +37,7 @@ class KeyCatalog:
     def _writer(self) -> RegistryWriter:
         raise NotImplementedError
 
+    @audited("keys.create")
     def create_key(
         self,
         scopes: Sequence[str],
@@ -101,6 +104,7 @@ class KeyCatalog:
         """Whether any key can be used."""
         return any(key.usable for key in self.keys())
 
+    @audited("keys.revoke", "key_id")
     def revoke_key(self, key_id: str) -> KeyRecord:
         """Ends a key for good; again is no error. Raises NotFound."""
         from adapters.registry.keys import revoke_key

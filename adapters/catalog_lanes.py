@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from adapters.audit import audited
 from adapters.catalog_quarantine import QuarantineCatalog
 from adapters.errors import NotDeployed, NotFound, UsageError
 from adapters.frozen import Lane
@@ -77,6 +78,7 @@ class LaneCatalog(QuarantineCatalog):
         with reader.reading(self.layout.root) as connection:
             return lane_reader.load_deployments(connection)
 
+    @audited("deploy", "ref")
     def deploy(
         self,
         ref: str,
@@ -116,11 +118,13 @@ class LaneCatalog(QuarantineCatalog):
             return Deployed(deployment=self._change(version, moved | chosen, "deploy", actor))
         return self._deploy_merged(version, moved, merge, actor, at_once)
 
+    @audited("undeploy", "ref")
     def undeploy(self, ref: str, *, actor: str = "local") -> Deployment:
         """Takes the version that `ref` means now out of service; its model is kept."""
         changes = {"lane": None, "pinned": False}
         return self._change(self.show(ref), changes, "undeploy", actor)
 
+    @audited("pin", "ref")
     def pin(self, ref: str, pinned: bool, *, actor: str = "local") -> Deployment:
         """Keeps the version loaded, or no longer; raises NotDeployed for one out of service."""
         from adapters.registry.lanes import adapter_now, change_deployment, deployment_now
@@ -148,6 +152,7 @@ class LaneCatalog(QuarantineCatalog):
         with reader.reading(self.layout.root) as connection:
             return lane_reader.load_routes(connection)
 
+    @audited("route", "ref")
     def route(
         self,
         ref: str,
@@ -187,6 +192,7 @@ class LaneCatalog(QuarantineCatalog):
         assert written is not None, "it has a target"
         return written
 
+    @audited("route.clear", "ref")
     def unroute(self, ref: str, *, actor: str = "local", reason: str = "cleared") -> Route | None:
         """Sends all requests for NAME:TAG to the version it means; what was said before, or None.
 
@@ -205,6 +211,7 @@ class LaneCatalog(QuarantineCatalog):
                 put_route(connection, old, new, actor=actor, reason=reason)
             return old
 
+    @audited("route.rollback", lambda given: f"{given['adapter']}:{given['tag']}")
     def roll_back_route(
         self,
         adapter: str,

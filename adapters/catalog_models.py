@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.models import Manifest, Registered
 from adapters.registry.intake_port import OnStep
 from adapters.serving.document import Serving
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-class ModelCatalog:
+class ModelCatalog(AuditCatalog):
     """What can be done with the merged models of one store; `Catalog` is one of these."""
 
     layout: StoreLayout
@@ -23,6 +25,7 @@ class ModelCatalog:
     def _writer(self) -> RegistryWriter:
         raise NotImplementedError
 
+    @audited("register", "name")
     def register_model(
         self,
         model: Path,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.errors import NotFound
 from adapters.lanes.models import Deployment
 from adapters.models import AdapterRecord, VersionRecord
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 ENGINE = "engine"
 
 
-class QuarantineCatalog:
+class QuarantineCatalog(AuditCatalog):
     """Quarantines of one store; `Catalog` is one of these."""
 
     def _writer(self) -> RegistryWriter:
@@ -28,6 +30,7 @@ class QuarantineCatalog:
     def show(self, ref: str) -> VersionRecord:
         raise NotImplementedError
 
+    @audited("quarantine", "ref")
     def quarantine(self, ref: str, reason: str, *, actor: str = "local") -> Deployment:
         """No engine gets the version that `ref` means now, in either lane, until `lift`.
 
@@ -52,6 +55,7 @@ class QuarantineCatalog:
                     found = old
         return found
 
+    @audited("quarantine.lift", "ref")
     def lift(self, ref: str, *, actor: str = "local") -> Deployment:
         """Engines get the version that `ref` means now again, and all of the same content.
 

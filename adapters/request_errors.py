@@ -14,7 +14,7 @@ class AccessError(AdapterctlError):
 
 
 class Unauthorized(AccessError):
-    """The key is missing, unknown or revoked."""
+    """The key is missing, unknown, revoked or expired."""
 
     code = "invalid_api_key"
     http_status = 401

@@ -18,6 +18,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from typing import Any
 from adapters.errors import AdapterctlError
 from loadtests.live import LiveServer
 from loadtests.soaking.clients import Clients
-from loadtests.soaking.faults import BACK_WITHIN, Play, back, play_faults
+from loadtests.soaking.faults import BACK_WITHIN, KINDS, Play, back, play_faults
 from loadtests.soaking.ledger import Ledger
 from loadtests.soaking.sampling import Sample, growth, sample_until_cancelled
 from loadtests.soaking.stage import Stage, small_disk
@@ -68,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=30, help="how long faults are made")
     parser.add_argument("--seed", type=int, default=0, help="which faults and clients")
     parser.add_argument("--clients", type=int, default=6, help="clients at the same time")
+    parser.add_argument(
+        "--fault", action="append", default=[], choices=KINDS, help="only these; default: all"
+    )
     parser.add_argument("--json", type=Path, help="a file for the report")
+    parser.add_argument("--logs", type=Path, help="a directory that keeps the logs")
     parser.add_argument("--dir", type=Path, help="a directory for the store; default: temporary")
     return parser
 
@@ -85,6 +90,8 @@ def _on_disk(root: Path, options: argparse.Namespace) -> dict[str, Any]:
             store,
             *("--base", "smollm2", "--port", str(port), "--slots", "8"),
             *("--hang-timeout", str(HANG_TIMEOUT), "--write-timeout", "10"),
+            # A stream that is read slowly takes half a minute.
+            *("--stop-timeout", "45"),
             log=root / "serve.log",
         )
         stage = Stage(root, store, server, small_disk=mounted)
@@ -95,6 +102,9 @@ def _on_disk(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         finally:
             if server.running:
                 server.kill()
+            if options.logs is not None:
+                shutil.copytree(store / "logs", options.logs, dirs_exist_ok=True)
+                shutil.copy(root / "serve.log", options.logs)
 
 
 async def _soak(stage: Stage, options: argparse.Namespace) -> dict[str, Any]:
@@ -107,7 +117,7 @@ async def _soak(stage: Stage, options: argparse.Namespace) -> dict[str, Any]:
     sampling = asyncio.create_task(sample_until_cancelled(stage.server, ledger, samples))
     asking = [asyncio.create_task(clients.run(over.is_set)) for _ in range(options.clients)]
     moving = asyncio.create_task(_move_tags(play, over))
-    await play_faults(play, seconds, lambda line: print(line, file=sys.stderr, flush=True))
+    await play_faults(play, seconds, _tell, options.fault)
     # A while without faults: what is held then is held for ever.
     await asyncio.sleep(min(20.0, seconds / 4))
     over.set()
@@ -123,6 +133,10 @@ async def _soak(stage: Stage, options: argparse.Namespace) -> dict[str, Any]:
         **ledger.summary(),
         "growth": growth(samples),
     }
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 async def _move_tags(play: Play, over: asyncio.Event) -> None:

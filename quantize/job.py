@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from adapters.audit import Origin
 from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, Conflict, UsageError
 from adapters.jobs.launching import AT_ONCE_VARIABLE
@@ -51,6 +52,7 @@ def main() -> None:
             raise  # it may be another's
         # So early that there was no work to break off.
         with Catalog.open(Path(root)) as catalog:
+            catalog.origin = Origin(f"job {job_id}")
             catalog.finish_job(job_id, JobState.CANCELLED)
 
 
@@ -58,6 +60,7 @@ def run(root: Path, job_id: str, lock: int | None = None) -> None:
     """One job from its place in the queue to its end. Raises Conflict if it lives already."""
     with Catalog.open(root) as catalog:
         job = catalog.job(job_id)
+        catalog.origin = Origin(f"job {job.id}", job.actor)
         if lock is None:
             lock = take_job_lock(catalog.layout, job.id)
             if lock is None:

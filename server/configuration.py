@@ -46,6 +46,7 @@ RELOADED = frozenset(
         "slot_patience",
         "stop_timeout",
         "tenant_adapters",
+        "tenant_quotas",
         "tenant_weights",
         "tls_cert",
         "tls_key",

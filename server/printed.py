@@ -21,7 +21,7 @@ def as_toml(configuration: Configuration) -> str:
     for name, value in _values(configuration):
         lines = _entry(name, value, configuration.origins[name])
         # After the head of a table everything belongs to it.
-        (tables if isinstance(value, dict) and value else plain).append(lines)
+        (tables if isinstance(value, dict) else plain).append(lines)
     return "\n".join([*plain, *tables])
 
 

@@ -6,8 +6,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters.store.layout import StoreLayout
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,20 @@ class RunningServer:
     url: str
     handover: Path | None = None
     certificate: Path | None = None
+
+
+def trusting(certificate: Path | None) -> SSLContext:
+    """For a connection to the server that serves with this file, which a file of the store says:
+    no name in it has to match. None: as every client does it."""
+    import ssl
+
+    if certificate is None:
+        return ssl.create_default_context()
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.check_hostname = False
+    # The file need not reach up to an authority.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
 def find_servers(root: Path) -> list[RunningServer]:

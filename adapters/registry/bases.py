@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from adapters.errors import AlreadyExists, InUse
 from adapters.models import BaseDescriptor
 from adapters.registry import schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import find_adapter, find_base, now, require_base
 from adapters.registry.writer import note_change
 
@@ -39,6 +40,9 @@ def add_base(connection: Connection, name: str, path: Path, descriptor: BaseDesc
         connection.execute(
             update(schema.bases).where(schema.bases.c.id == existing.id).values(**values)
         )
+    before = None if existing is None else {"path": existing.path, "digest": existing.digest}
+    after = {"path": str(path), "digest": descriptor.digest}
+    changed(connection, f"base {name}", before, after)
     note_change(connection, name)
 
 
@@ -60,4 +64,5 @@ def remove_base(connection: Connection, name: str) -> None:
             f"{names}: remove those first"
         )
     connection.execute(delete(schema.bases).where(schema.bases.c.id == base.id))
+    changed(connection, f"base {name}", {"path": base.path, "digest": base.digest}, None)
     note_change(connection, name)

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, 
 from adapters.jobs.models import JobError, JobState
 from adapters.jobs.orders import EvaluateOrder, MergeOrder
 from adapters.registry import lanes, schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import now
 
 # Crockford's base 32: no letters that look like digits, and in the order of ASCII.
@@ -42,11 +43,12 @@ def add_job(
     """A new job at the end of the queue; False if the id is taken."""
     if connection.execute(select(schema.jobs.c.seq).where(_is(job_id))).first() is not None:
         return False
+    ordered = order.model_dump_json()
     connection.execute(
         insert(schema.jobs).values(
             id=job_id,
             kind=order.kind,
-            ordered=order.model_dump_json(),
+            ordered=ordered,
             state=JobState.QUEUED,
             turn=_last_turn(connection),
             starts=1,
@@ -56,6 +58,9 @@ def add_job(
             actor=actor,
             created_at=now(),
         )
+    )
+    changed(
+        connection, f"job {job_id}", None, {"state": JobState.QUEUED, "order": json.loads(ordered)}
     )
     return True
 
@@ -91,6 +96,7 @@ def queue_again(connection: Connection, job_id: str) -> None:
             error=None,
         )
     )
+    changed(connection, f"job {job_id}", None, {"state": JobState.QUEUED})
     lanes.job_goes_on(connection, job_id)
 
 
@@ -125,6 +131,7 @@ def claim_turn(
 def ask_to_cancel(connection: Connection, job_id: str) -> None:
     """Its process looks at this some times a second."""
     connection.execute(update(schema.jobs).where(_is(job_id)).values(cancel=1))
+    changed(connection, f"job {job_id}", None, {"cancel": True})
 
 
 def finish_job(
@@ -147,6 +154,8 @@ def finish_job(
             error=None if error is None else error.model_dump_json(),
         )
     )
+    failure = {} if error is None else {"error": error.message}
+    changed(connection, f"job {job_id}", None, {"state": state, **failure})
     _tell_deployments(connection, job_id, state, result, error)
 
 
@@ -184,6 +193,7 @@ def _tell_deployments(
 def remove_job(connection: Connection, job_id: str) -> None:
     """Forgets it."""
     connection.execute(delete(schema.jobs).where(_is(job_id)))
+    changed(connection, f"job {job_id}", {"kept": True}, None)
 
 
 def _last_turn(connection: Connection) -> int:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from adapters.errors import AlreadyExists
 from adapters.registry import schema
+from adapters.registry.auditing import changed
 from adapters.registry.key_lookup import hash_secret, id_in
 from adapters.registry.reader import KEYS_CHANGED
 from adapters.registry.rows import now
@@ -57,6 +58,10 @@ def add_key(
             **asdict(quota),
         )
     )
+    may = {"scopes": sorted(set(scopes)), "adapters": list(adapters), **asdict(quota)}
+    ends = None if expires_at is None else expires_at.isoformat()
+    told = {"tenant": tenant, "label": label, "expires_at": ends, **may}
+    changed(connection, f"key {key_id}", None, told)
     note_change(connection, KEYS_CHANGED)
     return key_id, secret
 
@@ -81,4 +86,5 @@ def revoke_key(connection: Connection, key_id: str) -> None:
         raise no_key(key_id)
     if row.revoked_at is None:
         connection.execute(update(schema.keys).where(table.id == key_id).values(revoked_at=now()))
+        changed(connection, f"key {key_id}", "usable", "revoked")
         note_change(connection, KEYS_CHANGED)

@@ -29,6 +29,7 @@ from adapters.lanes.models import (
 from adapters.lanes.wording import deployment_text, route_text
 from adapters.models import AdapterRecord, Manifest, VersionRecord
 from adapters.registry import lane_reader, reader, schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import AdapterRow, now
 from adapters.registry.writer import note_change
 
@@ -304,6 +305,8 @@ def record(
     values = {"kind": kind, "subject": subject, "old": old, "new": new}
     line = values | {"at": at, "actor": actor, "reason": reason}
     connection.execute(insert(schema.lane_history).values(adapter=adapter, **line))
+    what = "route" if kind in ("route", "rollback") else "deployment"
+    changed(connection, f"{what} of {adapter}:{subject}", old, new)
     return LaneChange.model_validate(line)
 
 

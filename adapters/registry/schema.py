@@ -203,3 +203,24 @@ lane_history = Table(
     Column("reason", Text, nullable=False),
     Index("ix_lane_history_adapter", "adapter"),
 )
+
+# Append only: triggers refuse everything else, see the migration 0008.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("key", String),  # its id
+    Column("action", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("request", String),
+    Column("before", Text),  # JSON object
+    Column("after", Text),  # JSON object
+    Column("outcome", String, nullable=False),
+    Column("message", Text),
+    Index("ix_audit_at", "at"),
+    Index("ix_audit_action_subject", "action", "subject"),
+    sqlite_autoincrement=True,
+)

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from adapters.errors import Conflict, StoreDamaged, TagNotFound, VersionNotFound
 from adapters.models import TagChange
 from adapters.registry import lanes, schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import (
     AdapterRow,
     VersionRow,
@@ -82,6 +83,7 @@ def set_default_tag(
     connection.execute(
         update(schema.adapters).where(schema.adapters.c.id == adapter.id).values(default_tag=tag)
     )
+    changed(connection, f"default tag of {adapter.name}", adapter.default_tag, tag)
     number = tag_values(connection, adapter).get(tag)
     return record(connection, adapter, tag, number, number, actor=actor, reason=DEFAULT)
 
@@ -142,9 +144,15 @@ def record(
         )
     )
     note_change(connection, adapter.name)
+    if old != new:
+        changed(connection, f"{adapter.name}:{tag}", _label(old), _label(new))
     return TagChange(
         tag=tag, old=old, new=new, at=datetime.fromisoformat(at), actor=actor, reason=reason
     )
+
+
+def _label(number: int | None) -> str | None:
+    return None if number is None else f"v{number}"
 
 
 def _undo_stack(connection: Connection, name: str, tag: str) -> list[int | None]:

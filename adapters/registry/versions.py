@@ -12,6 +12,7 @@ from adapters.errors import AlreadyExists, InUse
 from adapters.models import Manifest
 from adapters.references import Reference
 from adapters.registry import lanes, schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import (
     AdapterRow,
     VersionRow,
@@ -150,6 +151,7 @@ def _add_version(
             adapter_id=adapter.id, number=number, registered_at=now(), **values
         )
     )
+    changed(connection, f"{adapter.name}:v{number}", None, values["digest"])
     return VersionRow(_new_id(result), number, str(values["digest"]))
 
 
@@ -194,6 +196,7 @@ def _delete_version(
 ) -> None:
     lanes.version_goes(connection, adapter.name, version.number, actor=actor)
     connection.execute(delete(schema.versions).where(schema.versions.c.id == version.id))
+    changed(connection, f"{adapter.name}:v{version.number}", version.digest, None)
     if not _has_content(connection, version.digest):
         label = f"{adapter.name}:v{version.number}"
         lanes.model_goes(connection, version.digest, label, actor=actor)

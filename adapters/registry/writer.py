@@ -12,7 +12,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from adapters.registry import schema
+from adapters.audit import current_act
+from adapters.registry import auditing, schema
 from adapters.registry.faults import BUSY_TIMEOUT_S, registry_error, registry_errors
 
 
@@ -28,11 +29,15 @@ class RegistryWriter:
         """All of the block or nothing; on the disk when it ends. Raises StoreErrors.
 
         It is the only writer from its first statement on (BEGIN IMMEDIATE), so what it reads
-        stays true until it commits.
+        stays true until it commits. What it changes goes into the audit log with it.
         """
         try:
             with registry_errors(self._root), self._engine.begin() as connection:
+                auditing.begin(connection)
                 yield connection
+                told = auditing.finish(connection)
+            if told and (act := current_act()) is not None:
+                act.wrote()
         except SQLAlchemyError as error:
             raise registry_error(self._root, getattr(error, "orig", None) or error) from error
 

@@ -32,6 +32,8 @@ class GcReport:
     leases: tuple[str, ...]
     kept_for_engines: tuple[str, ...]
     bytes_freed: int
+    # Of the audit log.
+    audit_rows: int = 0
 
 
 def collect(

@@ -12,7 +12,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +162,7 @@ async def _started_again(play: Play, began: float) -> str:
 async def _damaged(play: Play) -> str:
     """A bit of a stored adapter turns over before anybody loaded it."""
     stage = play.stage
-    source = str(play.rng.choice(stage.spares))
+    source = str(await stage.spare())
     await stage.done("register", source, "--name", SPARE, "--base", BASE_NAME)
     blob = stage.blob(SPARE) / "adapter_model.safetensors"
     position = blob.stat().st_size - 1 - play.rng.randrange(4096)
@@ -215,7 +215,7 @@ async def _until_lifted(play: Play) -> None:
 async def _full_disk(play: Play) -> str:
     """Nothing can be written for a while; who only asks for answers does not notice."""
     stage = play.stage
-    source = str(play.rng.choice(stage.spares))
+    source = str(await stage.spare())
     with full(stage.store):
         code, _, told = await stage.cli("register", source, "--name", SPARE, "--base", BASE_NAME)
         await stage.cli("tag", MOVER_TAG, play.rng.choice(["v1", "v2"]))
@@ -287,8 +287,12 @@ KINDS: dict[str, Kind] = {
 }
 
 
-async def play_faults(play: Play, seconds: float, tell: Callable[[str], None]) -> None:
+async def play_faults(
+    play: Play, seconds: float, tell: Callable[[str], None], only: Collection[str] = ()
+) -> None:
     """One fault after the other, with rests, until so many seconds of the soak are over.
+
+    `only`: of these kinds; empty: of all.
 
     Every kind comes once before any comes twice; what comes twice, and when, is drawn.
     """
@@ -296,7 +300,7 @@ async def play_faults(play: Play, seconds: float, tell: Callable[[str], None]) -
     while play.ledger.now() < seconds:
         early = play.ledger.now() < seconds / 3
         if not order:
-            order = _drawn(play)
+            order = _drawn(play, only or KINDS)
         # Those of the first third first, as long as it lasts.
         names = [name for name in order if KINDS[name].early == early] or [
             name for name in order if early or not KINDS[name].early
@@ -310,11 +314,11 @@ async def play_faults(play: Play, seconds: float, tell: Callable[[str], None]) -
         await asyncio.sleep(play.rng.uniform(5, 15))
 
 
-def _drawn(play: Play) -> list[str]:
+def _drawn(play: Play, wanted: Collection[str]) -> list[str]:
     names = [
         name
         for name, kind in KINDS.items()
-        if play.stage.small_disk or not kind.small_disk
+        if name in wanted and (play.stage.small_disk or not kind.small_disk)
         for _ in range(kind.weight)
     ]
     play.rng.shuffle(names)

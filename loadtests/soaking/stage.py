@@ -16,8 +16,6 @@ from loadtests.adapters import write_adapter
 from loadtests.live import ADAPTERCTL, LiveServer
 from loadtests.soaking.clients import MOVER, MOVER_TAG, MOVER_VERSIONS
 
-# Adapters that nobody asks for but who damages them.
-SPARES = 6
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -30,17 +28,22 @@ class Stage:
         self.server = server
         # Whether the store may be filled to the brim.
         self.small_disk = small_disk
-        self.spares = [root / f"spare-{number}" for number in range(SPARES)]
+        self._spares = 0
 
     def fill(self) -> None:
-        """The demo store, a tag to move, and sources of adapters to be registered."""
+        """The demo store, and a tag to move."""
         prepare(self.store, say=lambda _: None)
         with Catalog.open(self.store) as catalog:
             for name in MOVER_VERSIONS.values():
                 catalog.register(str(ARTIFACTS / name), name=MOVER, base=BASE_NAME)
             catalog.tag(MOVER_TAG, "v1")
-        for seed, source in enumerate(self.spares):
-            write_adapter(source, seed=seed, rank=8)
+
+    async def spare(self) -> Path:
+        """An adapter that no engine has seen, to be registered."""
+        self._spares += 1
+        source = self.root / f"spare-{self._spares}"
+        await asyncio.to_thread(write_adapter, source, seed=self._spares, rank=8)
+        return source
 
     def blob(self, name: str) -> Path:
         """Where the newest version of an adapter lies."""

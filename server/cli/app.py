@@ -35,6 +35,7 @@ COMMANDS = {
     "top": "server.cli.commands.top:top",
     "advice": "server.cli.commands.top:advice",
     "keys": "server.cli.app:keys",
+    "audit": "server.cli.commands.audit:audit",
     "doctor": "server.cli.commands.store:doctor",
     "gc": "server.cli.commands.store:gc",
     "verify": "server.cli.commands.store:verify",

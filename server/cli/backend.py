@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
+from adapters.audit import AuditFilter, AuditRecord
 from adapters.compositions import Part, Recipe
 from adapters.jobs.models import JobLog, JobRecord
 from adapters.jobs.orders import Order
@@ -138,8 +140,11 @@ class Backend(LaneBackend, Protocol):
     def rollback(self, reference: str) -> TagChange:
         """Point NAME:TAG back at what it named before."""
 
-    def gc(self, *, dry_run: bool) -> GcAnswer:
-        """Remove what no version needs and no engine holds."""
+    def gc(self, *, dry_run: bool, audit_older_than: datetime | None = None) -> GcAnswer:
+        """Remove what no version needs and no engine holds, and old rows of the audit log."""
+
+    def audit(self, wanted: AuditFilter) -> Sequence[AuditRecord]:
+        """The audit log's newest rows that match, the oldest first."""
 
     def verify(self, watch: Watch) -> VerifyAnswer:
         """Hash everything again."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from server.gateway.admin_models import Check
-from server.running import RunningServer, find_server
+from server.running import RunningServer, find_server, trusting
 
 _TIMEOUT_S = 5.0
 
@@ -68,9 +68,18 @@ def _port() -> Check:
 
 def _ask(running: RunningServer, path: str) -> tuple[int, bytes] | None:
     address = urlsplit(running.url)
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=_TIMEOUT_S
-    )
+    host, port = address.hostname or "", address.port
+    connection: http.client.HTTPConnection
+    try:
+        if address.scheme == "https":
+            context = trusting(running.certificate)
+            connection = http.client.HTTPSConnection(
+                host, port, timeout=_TIMEOUT_S, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    except OSError:
+        return None  # Its certificate cannot be read.
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -9,11 +9,13 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from adapters.errors import AdapterctlError, ServerUnreachable, UsageError, error_classes
 from server.cli.backend import Watch
+from server.running import trusting
 
 PREFIX = "/admin/v1"
 EVENTS = "application/x-ndjson"
@@ -25,7 +27,8 @@ ANSWER_TIMEOUT = 300.0
 class AdminConnection:
     """Talks to `url` (http or https, an optional path before /admin/v1), one request at a time."""
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, certificate: Path | None = None) -> None:
+        """`certificate`: the file that a server of this machine says it serves HTTPS with."""
         parts = _split(url)
         self.url = url.rstrip("/")
         self._prefix = parts.path.rstrip("/") + PREFIX
@@ -37,7 +40,11 @@ class AdminConnection:
         self._connection: http.client.HTTPConnection
         host, port = parts.hostname or "", parts.port
         if parts.scheme == "https":
-            self._connection = http.client.HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT)
+            with self._translated():
+                context = trusting(certificate)
+            self._connection = http.client.HTTPSConnection(
+                host, port, timeout=CONNECT_TIMEOUT, context=context
+            )
         else:
             self._connection = http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
 

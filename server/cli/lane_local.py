@@ -165,7 +165,9 @@ def servers_on(root: Path) -> Iterator[RemoteBackend]:
 
     StoreLayout(root).check_marker()
     for running in find_servers(root):
-        remote = RemoteBackend(running.url, os.environ.get(KEY_VARIABLE) or None)
+        remote = RemoteBackend(
+            running.url, os.environ.get(KEY_VARIABLE) or None, certificate=running.certificate
+        )
         try:
             yield remote
         finally:

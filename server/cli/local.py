@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from adapters.audit import Act, AuditFilter, AuditRecord, Origin
 from adapters.catalog import Catalog
 from adapters.compositions import Part, Recipe
 from adapters.errors import UsageError
@@ -35,15 +37,21 @@ from server.gateway.key_models import KeyMade, KeyRequest, KeyShown, make_key, s
 class LocalBackend(LocalLanes):
     """The store at `root`, opened at the first use."""
 
-    def __init__(self, root: Path, *, actor: str | None = None) -> None:
+    def __init__(
+        self, root: Path, *, actor: str | None = None, origin: Origin | None = None
+    ) -> None:
+        """`actor` None: the user of this machine. `origin` is for the audit log; None: this
+        command line."""
         self._root = root
         self._actor = actor if actor is not None else who()
+        self._origin = origin or Origin("cli", self._actor)
         self._opened: Catalog | None = None
 
     @property
     def _catalog(self) -> Catalog:
         if self._opened is None:
             self._opened = Catalog.open(self._root)
+            self._opened.origin = self._origin
         return self._opened
 
     @property
@@ -58,7 +66,9 @@ class LocalBackend(LocalLanes):
 
     def init(self) -> StoreInfo:
         created = not StoreLayout(self._root).marker.exists()
-        Catalog.init(self._root).close()
+        with Catalog.init(self._root) as catalog:
+            if created:
+                catalog.note(Act("init", str(self._root), self._actor, self._origin))
         return StoreInfo(store=str(self._root), created=created)
 
     def base_add(self, name: str, path: str, watch: Watch) -> BaseRecord:
@@ -183,8 +193,12 @@ class LocalBackend(LocalLanes):
     def rollback(self, reference: str) -> TagChange:
         return self._catalog.rollback(reference, actor=self._actor)
 
-    def gc(self, *, dry_run: bool) -> GcAnswer:
-        return GcAnswer.of(self._catalog.gc(dry_run=dry_run))
+    def gc(self, *, dry_run: bool, audit_older_than: datetime | None = None) -> GcAnswer:
+        report = self._catalog.gc(dry_run=dry_run, audit_older_than=audit_older_than)
+        return GcAnswer.of(report)
+
+    def audit(self, wanted: AuditFilter) -> Sequence[AuditRecord]:
+        return self._catalog.audit(wanted)
 
     def verify(self, watch: Watch) -> VerifyAnswer:
         watch.step("hashing every stored file")

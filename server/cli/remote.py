@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
+from adapters.audit import AuditFilter, AuditRecord
 from adapters.compositions import Part, Recipe
 from adapters.errors import (
     AdapterctlError,
@@ -59,8 +62,8 @@ T = TypeVar("T")
 class RemoteBackend(RemoteLanes):
     """One server. `key` is sent as the bearer token; None sends none."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._http = AdminConnection(url, key)
+    def __init__(self, url: str, key: str | None, *, certificate: Path | None = None) -> None:
+        self._http = AdminConnection(url, key, certificate)
 
     def close(self) -> None:
         self._http.close()
@@ -196,8 +199,13 @@ class RemoteBackend(RemoteLanes):
     def rollback(self, reference: str) -> TagChange:
         return self._call("POST", f"{_tag_path(reference)}/rollback", TagChange)
 
-    def gc(self, *, dry_run: bool) -> GcAnswer:
-        return self._call("POST", "/gc", GcAnswer, {"dry_run": dry_run})
+    def gc(self, *, dry_run: bool, audit_older_than: datetime | None = None) -> GcAnswer:
+        older = None if audit_older_than is None else audit_older_than.isoformat()
+        return self._call("POST", "/gc", GcAnswer, {"dry_run": dry_run, "audit_older_than": older})
+
+    def audit(self, wanted: AuditFilter) -> list[AuditRecord]:
+        query = urlencode(wanted.model_dump(mode="json", exclude_none=True))
+        return self._get(f"/audit?{query}", list[AuditRecord])
 
     def verify(self, watch: Watch) -> VerifyAnswer:
         return self._work("/verify", {}, VerifyAnswer, watch)

@@ -1,7 +1,8 @@
 """One piece of work with tensors, for the gateway: `python -m server.cli.worker`.
 
 Reads one order from stdin, writes events to stdout, a JSON document a line: {"step": text},
-{"progress": [done, total]}, at last {"result": document} or {"error": body}. A closed stdin is
+{"progress": [done, total]}, at last {"audited": rows}, how many the audit log got,
+and {"result": document} or {"error": body}. A closed stdin is
 the order to stop.
 """
 
@@ -16,6 +17,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+from adapters.audit import Origin
 from adapters.errors import AdapterctlError
 from adapters.models import Registered
 from server.cli.backend import Watch
@@ -34,21 +36,26 @@ def main() -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     # The engine serves while we read: it goes first.
     os.nice(5)
+    said = order.get("origin")
+    origin = Origin("server") if said is None else Origin(**said)
     try:
-        _write(events, {"result": _run(order, events)})
+        answer: dict[str, Any] = {"result": _run(order, origin, events)}
     except AdapterctlError as error:
-        _write(events, error.body())
+        answer = error.body()
     except KeyboardInterrupt:
         sys.exit(1)
+    # Before the answer, after which nobody reads on.
+    _write(events, {"audited": origin.rows})
+    _write(events, answer)
 
 
-def _run(order: dict[str, Any], events: IO[str]) -> Any:
+def _run(order: dict[str, Any], origin: Origin, events: IO[str]) -> Any:
     arguments = order["arguments"]
     watch = Watch(
         step=lambda text: _write(events, {"step": text}),
         progress=lambda done, total: _write(events, {"progress": [done, total]}),
     )
-    backend = LocalBackend(Path(order["store"]), actor=order["actor"])
+    backend = LocalBackend(Path(order["store"]), actor=order["actor"], origin=origin)
     try:
         match order["operation"]:
             case "base_add":

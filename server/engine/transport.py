@@ -12,6 +12,10 @@ import aiohttp
 
 from adapters.errors import EngineError, EngineUnavailable
 
+# Seconds that a connection is kept for the next request. vLLM's uvicorn closes one after five: what
+# is sent at that moment is lost, and looks as if the engine had died of it.
+KEPT_ALIVE = 2.5
+
 
 @dataclass(frozen=True, slots=True)
 class EngineAddress:
@@ -39,9 +43,11 @@ class EngineTransport:
         connector: aiohttp.BaseConnector
         # Unbounded: how many requests run at once is for admission to decide, not for a pool.
         if address.socket is not None:
-            connector = aiohttp.UnixConnector(path=str(address.socket), limit=0)
+            connector = aiohttp.UnixConnector(
+                path=str(address.socket), limit=0, keepalive_timeout=KEPT_ALIVE
+            )
         else:
-            connector = aiohttp.TCPConnector(limit=0)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
         self._session = aiohttp.ClientSession(
             connector=connector,
             # An engine's cookies would go from one client's request to the next.

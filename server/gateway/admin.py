@@ -13,9 +13,11 @@ from fastapi import APIRouter, Query, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
+from adapters.audit import AuditFilter, AuditRecord
 from adapters.catalog import Catalog
 from adapters.models import AdapterRecord, BaseRecord, Inspection, Registered, TagChange
 from adapters.registry.filtering import AdapterFilter
+from server.gateway.admin_audit import AdminAudit
 from server.gateway.admin_jobs import JobRunner
 from server.gateway.admin_keys import add_key_routes
 from server.gateway.admin_lanes import LaneOperations, add_lane_routes
@@ -87,21 +89,23 @@ def admin_router(
     as the environment says.
     """
     gate = AdminGate(catalog.key_for, require_key=require_admin_key, access_of=access_of)
+    audit = AdminAudit(catalog.note)
     router = APIRouter(
         prefix="/admin/v1",
         tags=["admin"],
-        route_class=guarded_route(gate, refresh),
+        route_class=guarded_route(gate, refresh, audit),
         dependencies=[_BEARER],
     )
     jobs = JobRunner(catalog.layout.root, refresh)
     _add_base_routes(router, catalog, jobs)
     shelf = UploadShelf(catalog.layout)
     _add_intake_routes(router, jobs, shelf)
-    _add_upload_routes(router, shelf, streaming_route(gate))
+    _add_upload_routes(router, shelf, streaming_route(gate, audit))
     _add_adapter_routes(router, catalog)
     _add_tag_routes(router, catalog)
     _add_store_routes(router, catalog, jobs)
     add_key_routes(router, catalog)
+    _add_audit_route(router, catalog)
     add_job_routes(router, catalog, at_once=jobs_at_once)
     add_lane_routes(router, catalog, lanes, refresh, at_once=jobs_at_once)
     _add_server_routes(router, catalog, engines, lanes)
@@ -249,11 +253,17 @@ def _add_store_routes(router: APIRouter, catalog: Catalog, jobs: JobRunner) -> N
 
     @router.post("/gc", summary="Remove what no version needs and no engine holds")
     def gc(body: GcRequest) -> GcAnswer:
-        return GcAnswer.of(catalog.gc(dry_run=body.dry_run))
+        return GcAnswer.of(catalog.gc(dry_run=body.dry_run, audit_older_than=body.audit_older_than))
 
     @router.post("/verify", summary="Hash everything again", responses=_answers(VerifyAnswer))
     async def verify(request: Request) -> Response:
         return await answer_with_job(request, jobs, "verify", None)
+
+
+def _add_audit_route(router: APIRouter, catalog: Catalog) -> None:
+    @router.get("/audit", summary="The audit log: its newest rows that match, the oldest first")
+    def audit(wanted: Annotated[AuditFilter, Query()]) -> list[AuditRecord]:
+        return catalog.audit(wanted)
 
 
 def _add_server_routes(

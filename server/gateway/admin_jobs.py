@@ -25,6 +25,7 @@ import anyio
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from adapters.audit import current_origin
 from adapters.errors import AdapterctlError, StoreBusy, error_classes
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,14 @@ class JobRunner:
     async def _run(
         self, operation: str, arguments: BaseModel | None, actor: str
     ) -> AsyncGenerator[Event]:
+        origin = current_origin()
         order = {
             "store": str(self._store),
             "operation": operation,
             "arguments": {} if arguments is None else arguments.model_dump(mode="json"),
             "actor": actor,
+            # For the audit log: the child writes into it what it changes.
+            "origin": None if origin is None else origin.document(),
         }
         child = await _start()
         complaint = asyncio.ensure_future(_tail(child))
@@ -87,6 +91,10 @@ class JobRunner:
             _hand_over(child, order)
             async with aclosing(_read(child)) as events:
                 async for event in events:
+                    if "audited" in event:
+                        if origin is not None:
+                            origin.rows += event["audited"]
+                        continue
                     if "error" in event:
                         raise _error(event)
                     if "result" in event:

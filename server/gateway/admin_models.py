@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from adapters.compositions import Part, Recipe
 from adapters.frozen import Frozen
@@ -95,6 +95,9 @@ class GcRequest(Frozen):
     """POST /gc."""
 
     dry_run: bool = False
+    audit_older_than: AwareDatetime | None = Field(
+        None, description="Remove the audit log's rows from before this moment, too."
+    )
 
 
 class Shown(Frozen):
@@ -127,6 +130,7 @@ class GcAnswer(Frozen):
         description="Digests that no version names but a running engine may read again."
     )
     bytes_freed: int
+    audit_rows: int = Field(0, description="Rows of the audit log that went.")
 
     @classmethod
     def of(cls, report: GcReport) -> GcAnswer:

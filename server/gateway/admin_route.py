@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, InvalidRequest
+from server.gateway.admin_audit import AdminAudit, Told
 from server.gateway.admin_jobs import Event, result_of
 from server.gateway.admin_scopes import admitted, scope_of
 from server.gateway.auth import AdminGate
@@ -38,8 +39,11 @@ class Jobs(Protocol):
         """Events, the last of them the result; closing it ends the job."""
 
 
-def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRoute]:
-    """The route class behind `gate`; `refresh` is called when a request has changed something.
+def guarded_route(
+    gate: AdminGate, refresh: Callable[[], object], audit: AdminAudit
+) -> type[APIRoute]:
+    """The route class behind `gate`; `refresh` is called when a request has changed something, and
+    `audit` is told of it.
 
     A dependency would come too late: FastAPI reads the body first, from anybody, of any size.
     """
@@ -50,11 +54,20 @@ def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRou
             scope = scope_of(self.methods, self.path)
 
             async def guarded(request: Request) -> Response:
-                request.state.admitted = await gate.admit(request, scope)
-                body = await read_body(request, MAX_BODY_BYTES)
-                response = await answer(Request(request.scope, _replay(body, request.receive)))
-                if request.method != "GET":
-                    await run_in_threadpool(refresh)
+                told = audit.begin(request, self.name)
+                try:
+                    request.state.admitted = told.admitted(await gate.admit(request, scope))
+                    body = await read_body(request, MAX_BODY_BYTES)
+                    response = await answer(Request(request.scope, _replay(body, request.receive)))
+                    if request.method != "GET":
+                        await run_in_threadpool(refresh)
+                except BaseException as error:
+                    await told.failed(error)
+                    raise
+                if isinstance(response, EventStream):
+                    response.told = told  # It has only begun.
+                else:
+                    await told.ended()
                 return response
 
             return guarded
@@ -62,7 +75,7 @@ def guarded_route(gate: AdminGate, refresh: Callable[[], object]) -> type[APIRou
     return GuardedRoute
 
 
-def streaming_route(gate: AdminGate) -> type[APIRoute]:
+def streaming_route(gate: AdminGate, audit: AdminAudit) -> type[APIRoute]:
     """The route class behind `gate` for bodies of any size, which its handler reads itself."""
 
     class StreamingRoute(APIRoute):
@@ -71,12 +84,19 @@ def streaming_route(gate: AdminGate) -> type[APIRoute]:
             scope = scope_of(self.methods, self.path)
 
             async def guarded(request: Request) -> Response:
+                told = audit.begin(request, self.name)
                 try:
-                    request.state.admitted = await gate.admit(request, scope)
-                    return await answer(request)
+                    request.state.admitted = told.admitted(await gate.admit(request, scope))
+                    response = await answer(request)
                 except AdapterctlError as error:
+                    await told.failed(error)
                     # What is still to come is not waited for.
                     return error_response(error, {"Connection": "close"})
+                except BaseException as error:
+                    await told.failed(error)
+                    raise
+                await told.ended()
+                return response
 
             return guarded
 
@@ -148,7 +168,8 @@ class EventStream(StreamingResponse):
 
     def __init__(self, first: Event, rest: AsyncGenerator[Event]) -> None:
         self._rest = rest
-        super().__init__(_lines(first, rest), media_type=EVENTS)
+        self.told: Told | None = None
+        super().__init__(self._lines(first, rest), media_type=EVENTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -157,12 +178,15 @@ class EventStream(StreamingResponse):
             # Left in the middle by a client that hung up: the job must not go on.
             with anyio.CancelScope(shield=True):
                 await self._rest.aclose()
+                if self.told is not None:
+                    await self.told.ended()
 
-
-async def _lines(first: Event, rest: AsyncGenerator[Event]) -> AsyncGenerator[str]:
-    yield json.dumps(first) + "\n"
-    try:
-        async for event in rest:
-            yield json.dumps(event) + "\n"
-    except AdapterctlError as error:
-        yield json.dumps(error.body()) + "\n"
+    async def _lines(self, first: Event, rest: AsyncGenerator[Event]) -> AsyncGenerator[str]:
+        yield json.dumps(first) + "\n"
+        try:
+            async for event in rest:
+                yield json.dumps(event) + "\n"
+        except AdapterctlError as error:
+            if self.told is not None:
+                self.told.failure = error
+            yield json.dumps(error.body()) + "\n"

@@ -9,8 +9,11 @@ from adapters.lanes.choosing import deployed_lane
 from adapters.registry.snapshot import Snapshot
 
 
-def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str:
-    """The URL, and a curl line and an openai snippet that work as printed."""
+def ready_banner(
+    url: str, base: str, snapshot: Snapshot, seconds: float, *, key_needed: bool = False
+) -> str:
+    """The URL, and a curl line and an openai snippet that work as printed; where a key is needed,
+    with one in ADAPTERCTL_KEY."""
     lanes: dict[str, Lane | None] = {}
     for name, one in snapshot.adapters.items():
         if one.default_tag in one.tags:
@@ -24,6 +27,10 @@ def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str
     example = (hot or answered or [base])[0]
     more = f" and {len(answered) - 8} more" if len(answered) > 8 else ""
     names = ", ".join([base, *answered[:8]]) + more
+    header, imports, key = "", "", '"none"'
+    if key_needed:
+        header = '-H "Authorization: Bearer $ADAPTERCTL_KEY" '
+        imports, key = "import os\n  ", 'os.environ["ADAPTERCTL_KEY"]'
     question = "Where do ships sleep at night?"
     body = {
         "model": example,
@@ -34,11 +41,11 @@ def ready_banner(url: str, base: str, snapshot: Snapshot, seconds: float) -> str
     return f"""
 adapterctl is ready at {url} ({seconds:.0f} s). It answers as: {names}
 
-  curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+  curl -s {url}/v1/chat/completions {header}-H 'Content-Type: application/json' \\
     -d '{json.dumps(body)}'
 
-  from openai import OpenAI
-  client = OpenAI(base_url="{url}/v1", api_key="none")
+  {imports}from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key={key})
   answer = client.chat.completions.create(
       model="{example}",
       messages=[{{"role": "user", "content": "{question}"}}],

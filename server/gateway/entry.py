@@ -34,6 +34,12 @@ _EXPOSED = (
     "x-adapterctl-lane",
     "x-adapterctl-queued",
     "x-adapterctl-route",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
 )
 
 

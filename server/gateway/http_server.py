@@ -179,12 +179,19 @@ class HttpServer(uvicorn.Server):
             transport.abort()
 
     async def _gone(self, within: float) -> bool:
-        """Whether nobody is connected any more and nothing runs, within so many seconds."""
+        """Whether nobody is owed anything any more, within so many seconds."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within
         state = self.server_state
-        while state.connections or state.tasks:
+        while state.tasks or any(map(_owed, state.connections)):
             if loop.time() >= until:
                 return False
             await asyncio.sleep(_LOOK_AGAIN)
         return True
+
+
+def _owed(connection: Any) -> bool:
+    """Whether a connection is in use. One that is closed may stay for long under TLS, where the
+    other side has to say good-bye, too."""
+    transport = connection.transport
+    return not transport.is_closing() or transport.get_write_buffer_size() > 0

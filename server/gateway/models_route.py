@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Security
+from fastapi.security import HTTPBearer
 
 from adapters.compositions import is_mix
 from adapters.errors import AdapterctlError
@@ -13,10 +14,13 @@ from adapters.models import AdapterRecord, BaseRecord, VersionRecord
 from server.gateway.placing import Ways
 from server.gateway.state import GatewayState
 
+# For /docs only: whether the key is a good one is the callers' business.
+_BEARER = Security(HTTPBearer(auto_error=False, description="An API key."))
+
 
 def models_router(state: GatewayState) -> APIRouter:
     """The two routes of OpenAI's model list."""
-    router = APIRouter(tags=["openai"])
+    router = APIRouter(tags=["openai"], dependencies=[_BEARER])
 
     @router.get("/v1/models", summary="What can be asked for")
     async def list_models(request: Request) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from adapters.errors import UsageError
+from adapters.store.durable import store_io
 
 _PREFIX = "adapterctl-"
 # SD_LISTEN_FDS_START
@@ -60,16 +61,17 @@ def announced(
     A file for each server: several may serve one store. A killed one leaves its file, which
     readers pass over and the next server removes.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    _remove_stale(run)
     file = run / f"server-{os.getpid()}.json"
     staged = file.with_suffix(".new")
     document = {"pid": os.getpid(), "url": url}
     for name, path in (("handover", handover), ("certificate", certificate)):
         if path is not None:
             document[name] = str(path.resolve())
-    staged.write_text(json.dumps(document), encoding="utf-8")
-    staged.replace(file)
+    with store_io(run.parent):
+        run.mkdir(parents=True, exist_ok=True)
+        _remove_stale(run)
+        staged.write_text(json.dumps(document), encoding="utf-8")
+        staged.replace(file)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 from fastapi import FastAPI
 
+from adapters.audit import Origin
 from adapters.bases.digest import base_digest
 from adapters.bases.engine_limits import engine_refusal, on_cpu
 from adapters.catalog import Catalog
@@ -44,6 +45,7 @@ from server.gateway.runtime import (
 )
 from server.gateway.service_manager import READY, notify
 from server.gateway.tls import Tls
+from server.quota_settings import quotas_of
 from server.settings import ServeSettings
 
 PROGRESS_INTERVAL = 5.0
@@ -58,6 +60,7 @@ def run(settings: ServeSettings, read: Callable[[], ServeSettings] | None = None
     with contextlib.ExitStack() as stack:
         logs = stack.enter_context(log_pipe(settings.log_format, settings.log_level))
         catalog = stack.enter_context(Catalog.open(settings.store))
+        catalog.origin = Origin("server")
         base = _serving_base(catalog, settings.base)
         descriptor = catalog.base_descriptor(base.name)
         if settings.engine_url is None:
@@ -93,7 +96,7 @@ def check_keys(settings: ServeSettings, catalog: Catalog) -> None:
         return
     raise UsageError(
         f"other machines can reach {settings.host}, and this store has no key yet: make one with "
-        "'adapterctl keys create --scope admin --scope infer', or listen on 127.0.0.1, or say "
+        "'adapterctl keys create --scope admin', or listen on 127.0.0.1, or say "
         "--require-key never"
     )
 
@@ -205,6 +208,7 @@ class _Server:
         state.lanes.wait = settings.merged_wait
         state.lanes.doors.limit(limits_of(settings))
         state.callers.tell(settings.tenant_weights, settings.tenant_adapters)
+        state.quotas.replace(quotas_of(settings.tenant_quotas))
         self._rules.limits = client_limits(settings)
         self._outside.logs.set_level(settings.log_level)
         if (tls is None) != (settings.tls_cert is None):
@@ -251,8 +255,10 @@ class _Server:
             self._http.should_exit = True
         else:
             seconds = time.monotonic() - began
-            _say(ready_banner(self._outside.url, self._base.name, self._watcher.current, seconds))
-            notify(READY, status=f"{self._base.name} and its adapters at {self._outside.url}")
+            url, snapshot = self._outside.url, self._watcher.current
+            needed = self._parts.state.callers.key_needed
+            _say(ready_banner(url, self._base.name, snapshot, seconds, key_needed=needed))
+            notify(READY, status=f"{self._base.name} and its adapters at {url}")
         finally:
             progress.cancel()
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from adapters.errors import UsageError
 from adapters.tenants import Quota
-from server.configuration import load_settings
+from server.configuration import load_configuration, load_settings
+from server.printed import as_toml
 from server.quota_settings import EVERYBODY, TenantQuota, parse_quotas, quotas_of
 from server.settings import ServeSettings
 
@@ -82,6 +83,18 @@ def test_whatever_is_said_is_read_or_refused_in_words(text: str) -> None:
 def test_a_mistake_in_a_line_is_named(line: str, sentence: str) -> None:
     with pytest.raises(UsageError, match="tenant_quotas.*" + sentence):
         load_settings(None, {"store": "s", "base": "b", "tenant_quotas": line}, {})
+
+
+def test_what_is_printed_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('quota_storage = "redis://cache/1"\n' + _FILE)
+    first = load_configuration(file, {}, {})
+    file.write_text(as_toml(first))
+    again = load_configuration(file, {}, {}).settings
+    assert again.tenant_quotas == first.settings.tenant_quotas
+    assert again.quota_storage == "redis://cache/1"
+    secret = load_configuration(file, {"quota_storage": "redis://:hunter2@cache/1"}, {})
+    assert "hunter2" not in as_toml(secret)
 
 
 def test_a_mistake_in_a_table_is_named(tmp_path: Path) -> None:

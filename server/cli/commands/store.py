@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import click
 
+from adapters.expiry import parse_since
 from server.cli.backend import Watch
 from server.cli.options import Command
 from server.cli.output import clean, emit_json, note, progress, say, size, style
@@ -27,10 +30,17 @@ def init(session: Session) -> None:
 
 @click.command(cls=Command)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--audit-older-than",
+    "audit_age",
+    metavar="TIME",
+    help="Remove the audit log's rows from before then, too: 90d, 52w, or a date.",
+)
 @pass_session
-def gc(session: Session, dry_run: bool) -> None:
+def gc(session: Session, dry_run: bool, audit_age: str | None) -> None:
     """Remove files that no version needs and no engine holds."""
-    report = session.backend().gc(dry_run=dry_run)
+    older = None if audit_age is None else parse_since(audit_age, datetime.now(UTC))
+    report = session.backend().gc(dry_run=dry_run, audit_older_than=older)
     if session.json:
         emit_json(report.model_dump(mode="json"))
         return
@@ -45,6 +55,8 @@ def gc(session: Session, dry_run: bool) -> None:
             say(f"{verb} {kind} {clean(item)}")
     for item in report.kept_for_engines:
         say(f"kept {clean(item)}: a running engine may read it again")
+    if report.audit_rows:
+        say(f"removed {report.audit_rows} row{_s(report.audit_rows)} of the audit log")
     if not (report.blobs or report.reports or report.staging or report.leases):
         say("Nothing to remove.")
     else:

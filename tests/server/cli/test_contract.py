@@ -289,6 +289,30 @@ def test_verify_finds_nothing_wrong(place: Place) -> None:
     assert report["bytes_read"] > 0
 
 
+def test_the_audit_log(place: Place) -> None:
+    """Whoever did it, and by which process: told once, with the change."""
+    rows = place.cli.ok("audit", "--subject", "bot", "--action", "register")
+    assert sum("bot:v1" in (row["after"] or {}) for row in rows) == 1
+    origin = "cli" if place.kind == "store" else "127.0.0.1"
+    assert {row["origin"] for row in rows} == {origin}
+    assert {row["outcome"] for row in rows} == {"ok"}
+    digest = place.cli.ok("show", "bot:v1")["digest"]
+    assert rows[0]["after"] == {"bot:v1": digest, "bot:latest": "v1", "bot:prod": "v1"}
+    assert place.cli.refused("base", "rm", "tiny")[0] == 1
+    [row] = place.cli.ok("audit", "--since", "1h", "--action", "base.*", "--limit", "1")
+    assert (row["action"], row["subject"], row["outcome"]) == ("base.rm", "tiny", "in_use")
+    shown = place.cli("audit", "--limit", "2")
+    assert "in_use" in shown.out
+    assert "is used by" in shown.out
+    nothing = place.cli("audit", "--actor", "nobody")
+    assert "Nothing in the audit log matches" in nothing.out
+    code, error = place.cli.refused("audit", "--since", "tomorrow")
+    assert (code, "is no time" in error["message"]) == (2, True)
+    report = place.cli.ok("gc", "--audit-older-than", "1d")
+    assert report["audit_rows"] == 0
+    assert [row["action"] for row in place.cli.ok("audit", "--limit", "2")] == ["audit.prune", "gc"]
+
+
 def test_gc_dry_run(place: Place) -> None:
     assert place.cli.ok("gc", "--dry-run")["dry_run"] is True
 

@@ -186,7 +186,7 @@ def test_documentation_describes_every_route(app: FastAPI) -> None:
         if path.startswith("/admin/v1/")
         for operation in methods.values()
     ]
-    assert len(operations) == 49
+    assert len(operations) == 50
     for operation in operations:
         assert operation["summary"]
         assert operation["security"] == [{"HTTPBearer": []}]

@@ -268,6 +268,16 @@ async def test_without_a_key_nothing_is_told(shared: House) -> None:
     assert (await shared.ask(None, "GET", "/metrics", host="gateway.example"))[0] == 403
 
 
+async def test_the_documentation_says_where_a_key_goes(shared: House) -> None:
+    _, _, body = await shared.ask(None, "GET", "/openapi.json")
+    document = json.loads(body)
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    for path, kinds in document["paths"].items():
+        for operation in kinds.values():
+            if path.startswith(("/v1/", "/admin/")):
+                assert {"HTTPBearer": []} in operation["security"], path
+
+
 async def test_the_engine_is_told_whose_prompt_it_is(shared: House) -> None:
     other = {"cache_salt": "tenant-acme"}
     image = {"type": "image_url", "image_url": None, "uuid": "logo"}

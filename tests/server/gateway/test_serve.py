@@ -107,9 +107,17 @@ def test_each_server_announces_itself_and_removes_what_killed_ones_left(tmp_path
 def test_the_banner_shows_an_adapter_of_the_base_that_is_served() -> None:
     banner = ready_banner("http://127.0.0.1:8000", "tiny", example_snapshot(), 3)
     assert 'model="pirate"' in banner
+    assert 'api_key="none"' in banner
     assert "elsewhere" not in banner
     assert "weighty" not in banner
     assert "http://127.0.0.1:8000/v1/chat/completions" in banner
+
+
+def test_the_banner_asks_for_a_key_where_one_is_needed() -> None:
+    banner = ready_banner("http://0.0.0.0:8000", "tiny", example_snapshot(), 3, key_needed=True)
+    assert '-H "Authorization: Bearer $ADAPTERCTL_KEY" -H' in banner
+    assert "import os\n  from openai import OpenAI" in banner
+    assert 'api_key=os.environ["ADAPTERCTL_KEY"])' in banner
 
 
 def test_the_banner_shows_what_is_deployed_and_nothing_that_is_out_of_service() -> None:
