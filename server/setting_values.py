@@ -44,6 +44,16 @@ def web_origin(text: str) -> str:
     return text
 
 
+# Where OTLP/HTTP takes traces (opentelemetry.io/docs/specs/otlp).
+_TRACES_PATH = "/v1/traces"
+
+
+def traces_url(endpoint: str) -> str:
+    """The collector's address for traces; `endpoint` is for everything, or is that already."""
+    address = endpoint.rstrip("/")
+    return address if address.endswith(_TRACES_PATH) else address + _TRACES_PATH
+
+
 _MASK = "***"
 # The part of a URL between // and @: who, and the password.
 _USER = re.compile(r"(?<=://)([^/@\s]*?:)([^/@\s]+)(?=@)")

@@ -17,6 +17,7 @@ from server.engine.binding import preferred_openmp
 from server.engine.capacity import Capacity
 from server.engine.launch import LAUNCH_MODULE, START_VARIABLE
 from server.engine.memory import GIB, MemoryPlan
+from server.setting_values import traces_url
 from server.settings import ServeSettings
 
 # Up to so many cores, none is kept free for what is not the engine's worker.
@@ -112,6 +113,8 @@ def _model_arguments(
     if quantization is not None and quantization.beside is not None:
         # vLLM looks into that file only when it is told that there is something in it.
         arguments += ["--quantization", quantization.method]
+    if settings.otlp_endpoint is not None:
+        arguments += ["--otlp-traces-endpoint", traces_url(settings.otlp_endpoint)]
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
     if on_cpu():
@@ -157,6 +160,10 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    if settings.otlp_endpoint is not None:
+        # vLLM speaks gRPC otherwise.
+        own["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
+        own["OTEL_SERVICE_NAME"] = "adapterctl-engine"
     if on_cpu():
         own["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
         own.update(_reserved_cores())

@@ -60,7 +60,9 @@ class _Application(FastAPI):
     def enter_by(self, state: GatewayState) -> None:
         """Once, before anything is served."""
         origins = state.settings.cors_origins
-        self._entry = Entry(super().__call__, state.stopping, origins=origins)
+        self._entry = Entry(
+            super().__call__, state.stopping, origins=origins, tracing=state.tracing
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._entry(scope, receive, send)

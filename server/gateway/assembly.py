@@ -53,6 +53,7 @@ from server.gateway.running import RunningLanes, free_bytes, merged_states
 from server.gateway.settle import Answering
 from server.gateway.state import GatewayState
 from server.gateway.top import Sight, hot_pins
+from server.gateway.tracing import tracing_of
 from server.gateway.watching import Watching
 from server.settings import ServeSettings
 
@@ -101,6 +102,8 @@ class Parts:
         """End every engine; requests have ended before."""
         await asyncio.gather(self.pool.close(), self.engine.stop(), self.standby.close())
         await self.guard.close()
+        if self.state.tracing is not None:
+            await asyncio.to_thread(self.state.tracing.close)
         await self.state.quotas.close()
 
 
@@ -214,6 +217,7 @@ def assemble(serving: Serving) -> Parts:
         ),
         quotas=made_quotas(settings, metrics),
         withdrawn=watching.withdrawn,
+        tracing=tracing_of(settings),
         in_flight=in_flight,
         observers=[guard.observe, sight.traffic.observe, watching.observe],
         exposition=Exposition(metrics.registry, engine_metrics),

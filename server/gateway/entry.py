@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,7 @@ from server.gateway.logs import REQUEST_ID
 from server.gateway.request_ids import HEADER, request_id
 from server.gateway.request_notes import NOTES, SERVER_SEND, Notes
 from server.gateway.stopping import Stopping, cut_off
+from server.gateway.tracing import Tracing
 
 # Names what is logged of a request, whatever module is asked for it.
 request_log = logging.getLogger("server.request")
@@ -46,9 +48,17 @@ _EXPOSED = (
 class Entry:
     """The outermost part of the application."""
 
-    def __init__(self, app: ASGIApp, stopping: Stopping, *, origins: tuple[str, ...] = ()):
-        """`origins`: sites whose pages may use it from a browser."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        stopping: Stopping,
+        *,
+        origins: tuple[str, ...] = (),
+        tracing: Tracing | None = None,
+    ):
+        """`origins`: sites whose pages may use it from a browser. `tracing` None: no spans."""
         self._stopping = stopping
+        self._tracing = tracing
         self._app = app
         if origins:
             self._app = CORSMiddleware(
@@ -69,6 +79,8 @@ class Entry:
         # Events of a stream need not go through every middleware's `send`.
         scope[SERVER_SEND] = send
         REQUEST_ID.set(notes.request_id)
+        if self._tracing is not None and scope["path"] not in _QUIET:
+            notes.span = self._tracing.begin(scope["method"], Headers(scope=scope))
         own = (_HEADER, notes.request_id.encode())
 
         async def sending(message: Message) -> None:
@@ -80,7 +92,7 @@ class Entry:
         try:
             await self._answered(scope, receive, sending, notes)
         finally:
-            _log(scope, notes, time.monotonic() - began)
+            _tell(scope, notes, time.monotonic() - began)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, notes: Notes) -> None:
         try:
@@ -105,10 +117,21 @@ def _said(scope: Scope) -> str | None:
     return None
 
 
-def _log(scope: Scope, notes: Notes, seconds: float) -> None:
+def _tell(scope: Scope, notes: Notes, seconds: float) -> None:
+    """The log, and who follows traces."""
     level = logging.DEBUG if scope["path"] in _QUIET else logging.INFO
-    if not request_log.isEnabledFor(level):
+    logged = request_log.isEnabledFor(level)
+    if not logged and notes.span is None:
         return
+    fields = _fields(scope, notes, seconds)
+    if logged:
+        request_log.log(level, "request", extra={"fields": fields})
+    if notes.span is not None:
+        route = getattr(scope.get("route"), "path", None)
+        notes.span.end(route, {**fields, "request_id": notes.request_id})
+
+
+def _fields(scope: Scope, notes: Notes, seconds: float) -> dict[str, Any]:
     refused: AdapterctlError | None = scope.get(REFUSED)
     status = notes.status if refused is None else refused.http_status
     fields: dict[str, Any] = {
@@ -127,4 +150,4 @@ def _log(scope: Scope, notes: Notes, seconds: float) -> None:
         fields["outcome"] = notes.outcome
     elif "outcome" not in fields:
         fields["outcome"] = "ok" if status is not None and status < 400 else "failed"
-    request_log.log(level, "request", extra={"fields": fields})
+    return fields

@@ -49,7 +49,7 @@ async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Re
     exchange = Exchange(state.metrics, route.path, state.observers, state.in_flight)
     notes = notes_of(request.scope)
     if notes is not None:
-        notes.exchange = exchange
+        notes.exchange, exchange.span = exchange, notes.span
     try:
         caller = state.callers.caller(request.headers)
         exchange.called_by(caller.tenant, caller.key)

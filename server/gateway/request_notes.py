@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 if TYPE_CHECKING:
     from server.gateway.settle import Exchange
+    from server.gateway.tracing import RequestSpan
 
 # The server's own `send`.
 SERVER_SEND = "adapterctl.send"
@@ -21,13 +22,14 @@ class Notes:
     """What a request leaves for its line in the log.
 
     `status` None: nothing was sent. `outcome`: the code of an error that was answered; that of an
-    engine's route is in its `exchange`.
+    engine's route is in its `exchange`. `span` None: it is not traced.
     """
 
     request_id: str
     status: int | None = None
     outcome: str | None = None
     exchange: Exchange | None = None
+    span: RequestSpan | None = None
 
 
 def notes_of(scope: Scope) -> Notes | None:

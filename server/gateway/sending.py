@@ -129,7 +129,7 @@ class Sending:
         while True:
             hold = await self._admitted()
             document["model"] = hold.engine_model
-            self._exchange.sent(hold.lane, self._clock() - self._began)
+            self._exchange.sent(hold.lane, self._clock() - self._began, headers)
             try:
                 sending = hold.transport.send("POST", path, body=encode(document), headers=headers)
                 return await self._client.or_gone(sending, timeout)

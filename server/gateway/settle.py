@@ -13,6 +13,7 @@ from server.gateway.observing import ANSWER_LIMIT, Answered, Observation, Observ
 from server.gateway.quotas.quotas import Grant
 from server.gateway.sse import Usage
 from server.gateway.target import Target
+from server.gateway.tracing import RequestSpan
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Exchange:
         self._outcome: str | None = None
         self._model: str | None = None
         self._prompt: object = None
+        # Where the request is traced.
+        self.span: RequestSpan | None = None
         self._tenant_series = TenantSeries(metrics, NONE)
         self._lane = NONE
         self._open = True
@@ -120,9 +123,11 @@ class Exchange:
             fields["prompt"] = self._prompt
         return fields
 
-    def sent(self, lane: str, waited: float) -> None:
+    def sent(self, lane: str, waited: float, headers: dict[str, str]) -> None:
         """It goes to the engine of `lane`, after `waited` seconds for that engine; the last time
-        counts, where an engine was dead and another one got it."""
+        counts, where an engine was dead and another one got it. `headers` get a trace's context."""
+        if self.span is not None:
+            self.span.sent(lane, headers)
         if lane != self._lane:
             own = self._series
             self._lane = lane
@@ -132,6 +137,8 @@ class Exchange:
 
     def first_token(self) -> None:
         """The first event of a stream is there."""
+        if self.span is not None:
+            self.span.first_token()
         self._last = time.monotonic()
         if self._sent is not None:
             self._first = self._last - self._sent
@@ -163,6 +170,8 @@ class Exchange:
         if not self._open:
             return
         self._open = False
+        if self.span is not None:
+            self.span.answered()
         self._outcome = outcome
         now = time.monotonic()
         if self.grant is not None:

@@ -22,6 +22,7 @@ from server.gateway.quotas.quotas import Quotas
 from server.gateway.settle import Answering
 from server.gateway.stopping import Stopping
 from server.gateway.target import Withdrawn, nothing_withdrawn
+from server.gateway.tracing import Tracing
 from server.settings import ServeSettings
 
 
@@ -58,6 +59,8 @@ class GatewayState:
     # None: nobody sends requests to several servers by their metrics.
     picker: PickerMetrics | None = None
     stopping: Stopping = field(default_factory=Stopping)
+    # None: no traces.
+    tracing: Tracing | None = None
 
     def salts(self) -> bool:
         """Whether the engine's prefix cache is kept apart by tenant."""
