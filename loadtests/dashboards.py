@@ -231,8 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keys = make_store(root)
         say("a store, its adapters and keys")
         options = ("--base", "smollm2", "--port", "0", "--slots", "2", "--merged-engines", "1")
-        options = (*options, "--shadow-busiest", "8")
-        server = LiveServer(root / "store", *options)
+        server = LiveServer(root / "store", *options, "--shadow-busiest", "8")
         try:
             server.start()
             say("a server")
