@@ -74,7 +74,8 @@ class Prometheus:
 
     def course(self, expr: str, *, seconds: float, step: float) -> list[dict[str, Any]]:
         """What it gave in the last `seconds`."""
-        end = time.time()
+        # Whole steps, so that several queries have their values at the same times.
+        end = time.time() // step * step
         found: list[dict[str, Any]] = self.ask(
             "query_range", query=expr, start=end - seconds, end=end, step=step
         )["result"]
