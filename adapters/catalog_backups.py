@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
 from adapters.store.layout import StoreLayout
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-class BackupCatalog:
+class BackupCatalog(AuditCatalog):
     """What leaves one store for another; `Catalog` is one of these."""
 
     layout: StoreLayout
@@ -39,6 +41,7 @@ class BackupCatalog:
 
         return export_adapter(self.layout, ref, target, progress=progress)
 
+    @audited("import", lambda given: given["name"] or given["source"].name)
     def import_(
         self,
         source: Path,
