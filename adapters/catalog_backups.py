@@ -24,6 +24,7 @@ class BackupCatalog(AuditCatalog):
     def _writer(self) -> RegistryWriter:
         raise NotImplementedError
 
+    @audited("backup", lambda given: str(given["target"]))
     def backup(
         self, target: Path, *, link: bool = False, progress: Progress | None = None
     ) -> BackupReport:
@@ -35,13 +36,14 @@ class BackupCatalog(AuditCatalog):
 
         return back_up(self.layout, target, link=link, progress=progress)
 
+    @audited("export", "ref")
     def export(self, ref: str, target: Path, *, progress: Progress | None = None) -> Exported:
         """Writes an adapter with its history (NAME) or one version to an archive."""
         from adapters.backups.exporting import export_adapter
 
         return export_adapter(self.layout, ref, target, progress=progress)
 
-    @audited("import", lambda given: given["name"] or given["source"].name)
+    @audited("import", lambda given: given["name"] or str(given["source"]))
     def import_(
         self,
         source: Path,
