@@ -14,7 +14,7 @@ from adapters.errors import DiskFull, StoreBusy, StoreDamaged, StoreError, Store
 BUSY_TIMEOUT_S = 15.0
 
 _RESTORE = (
-    "put back a copy of registry.db (see docs/store.md), or move it away and register again: "
+    "put back a copy of registry.db (see docs/backup.md), or move it away and register again: "
     "the blobs are still there"
 )
 
@@ -36,7 +36,7 @@ def parsing(what: str) -> Iterator[None]:
     except (ValueError, TypeError, KeyError) as error:
         raise StoreDamaged(
             f"the registry's {what} hold a value that cannot be read ({error}): put back a copy of "
-            "registry.db (see docs/store.md)"
+            "registry.db (see docs/backup.md)"
         ) from error
 
 

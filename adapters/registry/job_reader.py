@@ -68,5 +68,5 @@ def _record(row: tuple[str | int | None, ...], layout: StoreLayout) -> JobRecord
     except (ValidationError, ValueError):
         raise StoreDamaged(
             f"the registry's entry of job '{job_id}' cannot be read: it is damaged, or a newer "
-            "adapterctl made it; upgrade, or put back a copy of registry.db (see docs/store.md)"
+            "adapterctl made it; upgrade, or put back a copy of registry.db (see docs/backup.md)"
         ) from None

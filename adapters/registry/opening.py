@@ -72,7 +72,7 @@ def _outdated(layout: StoreLayout) -> bool:
             if reader.revision(connection) is None:
                 raise StoreDamaged(
                     f"the registry {layout.database} is empty: put back a copy of registry.db "
-                    "(see docs/store.md)"
+                    "(see docs/backup.md)"
                 )
             return reader.needs_migration(layout.root, connection)
         finally:

@@ -84,10 +84,11 @@ async def _engine_pid(play: Play) -> int:
 
 
 async def _members(play: Play) -> tuple[int, list[int]]:
-    """The engine's API server, and the processes behind it."""
+    """The engine's API server, and vLLM's processes behind it; Python's helpers (of semaphores
+    and shared memory) are none of them: nobody waits for those."""
     first = await _engine_pid(play)
     members = await asyncio.to_thread(session_members, first)
-    return first, [pid for pid in members if pid != first]
+    return first, [pid for pid in members if psutil.Process(pid).name().startswith("VLLM")]
 
 
 async def _killed(play: Play) -> str:

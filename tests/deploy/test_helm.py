@@ -35,7 +35,10 @@ EVERYTHING = {
         "client_templates": True,
         "engine_arguments": ["--tool-call-parser", "hermes"],
         "tenant_weights": {"acme": 4, "beta": 1},
+        "tenant_quotas": {"acme": {"requests_per_minute": 600}, "*": {"concurrent": 4}},
+        "drain_delay": 12.5,
     },
+    "tls": {"secret": "models-tls"},
     "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
     "environmentSecret": "object-store",
     "store": {"size": "200Gi", "storageClass": "local", "annotations": {"a/b": "c"}},
@@ -108,6 +111,9 @@ def test_kubernetes_takes_every_object(case: str, version: str) -> None:
         (endpoint,) = monitor["spec"][ends[monitor["kind"]]]
         assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
         assert (endpoint["port"], endpoint["path"]) == ("http", "/metrics")
+        # What the alerts of deploy/prometheus ask for is the value of this label.
+        assert monitor["spec"]["jobLabel"] == "app.kubernetes.io/name"
+        assert monitor["metadata"]["labels"]["app.kubernetes.io/name"] == "adapterctl"
 
 
 def test_the_schemas_would_find_something() -> None:
@@ -131,7 +137,14 @@ def test_the_server_takes_its_configuration(case: str, tmp_path: Path) -> None:
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)
     assert settings.stop_timeout == wanted.get("stopTimeout", 20)
     for name, value in wanted.get("settings", {}).items():
-        assert getattr(settings, name) == (tuple(value) if isinstance(value, list) else value)
+        if name != "tenant_quotas":
+            assert getattr(settings, name) == (tuple(value) if isinstance(value, list) else value)
+    if "tenant_quotas" in wanted.get("settings", {}):
+        assert settings.tenant_quotas["acme"].requests_per_minute == 600
+    # Where the Secret is mounted.
+    mounts = {m["mountPath"] for m in pod(wanted)["containers"][0]["volumeMounts"]}
+    for file in (settings.tls_cert, settings.tls_key):
+        assert file is None or str(file.parent) in mounts
 
 
 def _settings(values: dict[str, Any], directory: Path) -> ServeSettings:
@@ -150,7 +163,8 @@ def test_a_pod_has_the_time_to_stop(case: str, tmp_path: Path) -> None:
     (server,) = spec["containers"]
     before = server["lifecycle"]["preStop"]["sleep"]["seconds"]
     # Requests get stop_timeout, then engines do.
-    assert spec["terminationGracePeriodSeconds"] > before + 2 * settings.stop_timeout
+    stopping = settings.drain_delay + 2 * settings.stop_timeout
+    assert spec["terminationGracePeriodSeconds"] > before + stopping
     probe = server["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > settings.start_timeout
 

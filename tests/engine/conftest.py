@@ -38,7 +38,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
             write_strong_adapter(source, descriptor, seed=seed)
             catalog.register(str(source), name=name, base="smollm2")
     # Fewer slots than adapters, so that they have to be swapped.
-    server = LiveServer(store, "--base", "smollm2", "--port", "0", "--slots", "8")
+    server = LiveServer(
+        store,
+        *("--base", "smollm2", "--port", "0", "--slots", "8"),
+        # Sooner than by default, for the test that has the engine hang.
+        *("--hang-timeout", "20"),
+    )
     server.start()
     yield server
     server.stop()

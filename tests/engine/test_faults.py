@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import time
 import urllib.request
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from demo.expectations import EXPECTATIONS, MAX_TOKENS
@@ -116,6 +118,32 @@ def test_an_engine_killed_in_a_stream_comes_back_by_itself(live: LiveServer) -> 
     with urllib.request.urlopen(live.url + "/metrics", timeout=5) as response:
         told = f'adapterctl_engine_restarts_total{{base="smollm2"}} {restarts + 1:.1f}'
         assert told.encode() in response.read()
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "out-of-memory"])
+def test_a_core_that_hangs_or_is_killed_behind_its_server_is_replaced(
+    live: LiveServer, how: signal.Signals
+) -> None:
+    """vLLM's API server goes on answering its health check. SIGKILL is what the kernel does to the
+    largest process when memory is out."""
+    waiting_standby(live)
+    restarts = live.engine()["restarts"]
+    members = [psutil.Process(pid) for pid in live.engine_processes()]
+    core = next(one for one in members if one.name().startswith("VLLM::Engine"))
+    stream = iter(long_stream(live))
+    for _ in range(3):
+        next(stream)
+    core.send_signal(how)
+    began = time.monotonic()
+    with pytest.raises(openai.APIError, match="died in the middle"):
+        for _ in stream:
+            pass
+    # 20 s without a word, which is asked for every 5 s, and again for as long as others compute.
+    assert time.monotonic() - began < 120
+    for _ in itertools.islice(long_stream(live), 3):
+        pass
+    assert live.engine()["restarts"] == restarts + 1
+    assert not any(one.is_running() for one in members)
 
 
 def test_a_killed_server_leaves_no_orphan_and_serves_the_same_registry_again(

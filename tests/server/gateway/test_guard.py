@@ -46,6 +46,7 @@ class Catalog:
         self.written: list[tuple[str, str, str]] = []
         self.damage: str | None = None
         self.examined: list[str] = []
+        self.taken_back: list[str] = []
 
     def look(self, digest: str) -> str | None:
         self.examined.append(digest)
@@ -72,6 +73,7 @@ async def catalog(gateway: Gateway) -> AsyncIterator[Catalog]:
         gateway.state.metrics,
         made.look,
         first_retry=0.01,
+        taken_back=made.taken_back.append,
     )
     gateway.state.observers.append(guard.observe)
     yield made
@@ -122,6 +124,20 @@ async def test_the_version_is_kept_back_at_once_and_quarantined_as_soon_as_that_
     assert (await ask(gateway, "pirate:v2"))[0] == (await ask(gateway, "tiny"))[0] == 200
     deploy(gateway, deployment("pirate", 1, Lane.HOT))
     assert (await ask(gateway))[0] == 200
+
+
+async def test_a_canary_that_is_quarantined_is_said_to_be_taken_back(
+    gateway: Gateway, engine: ScriptedEngine, catalog: Catalog
+) -> None:
+    engine.handler = fails(Fault.ADAPTER)
+    assert (await ask(gateway))[0] == 502
+    assert catalog.taken_back == []
+    await until(lambda: catalog.written)
+    gateway.state.placing.kept_back.clear()
+    deploy(gateway, deployment("pirate", 1, Lane.HOT))
+    gateway.registry.change("pirate", routes={"prod": route(Split(number=1, share=1))})
+    assert (await ask(gateway))[0] == 502
+    assert catalog.taken_back == ["pirate"]
 
 
 async def test_a_stream_ends_with_an_error_event(
