@@ -126,7 +126,6 @@ def test_a_core_that_hangs_or_is_killed_behind_its_server_is_replaced(
 ) -> None:
     """vLLM's API server goes on answering its health check. SIGKILL is what the kernel does to the
     largest process when memory is out."""
-    waiting_standby(live)
     restarts = live.engine()["restarts"]
     members = [psutil.Process(pid) for pid in live.engine_processes()]
     core = next(one for one in members if one.name().startswith("VLLM::Engine"))
