@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapters.audit import audited
+from adapters.catalog_audit import AuditCatalog
 from adapters.registry.intake_port import IntakeProtocol, OnStep, Progress
 from adapters.store.layout import StoreLayout
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from adapters.registry.writer import RegistryWriter
 
 
-class BackupCatalog:
+class BackupCatalog(AuditCatalog):
     """What leaves one store for another; `Catalog` is one of these."""
 
     layout: StoreLayout
@@ -22,6 +24,7 @@ class BackupCatalog:
     def _writer(self) -> RegistryWriter:
         raise NotImplementedError
 
+    @audited("backup", lambda given: str(given["target"]))
     def backup(
         self, target: Path, *, link: bool = False, progress: Progress | None = None
     ) -> BackupReport:
@@ -33,12 +36,14 @@ class BackupCatalog:
 
         return back_up(self.layout, target, link=link, progress=progress)
 
+    @audited("export", "ref")
     def export(self, ref: str, target: Path, *, progress: Progress | None = None) -> Exported:
         """Writes an adapter with its history (NAME) or one version to an archive."""
         from adapters.backups.exporting import export_adapter
 
         return export_adapter(self.layout, ref, target, progress=progress)
 
+    @audited("import", lambda given: given["name"] or str(given["source"]))
     def import_(
         self,
         source: Path,

@@ -13,6 +13,7 @@ from adapters.errors import AlreadyExists, Conflict, StoreDamaged
 from adapters.lanes.models import LaneChange
 from adapters.models import Manifest, TagChange
 from adapters.registry import schema
+from adapters.registry.auditing import changed
 from adapters.registry.rows import (
     AdapterRow,
     find_adapter,
@@ -90,6 +91,9 @@ def add_imported(
     added = {
         version.number for version in versions if _add(connection, adapter, version, last=last)
     }
+    for version in versions:
+        if version.number in added:
+            changed(connection, f"{name}:v{version.number}", None, version.digest)
     _raise_last(connection, name, max([last, *added, past.last_number if new else 0]))
     if new:
         _add_history(connection, name, past, tags)

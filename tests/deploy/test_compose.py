@@ -100,7 +100,7 @@ def test_prometheus_and_grafana_find_each_other() -> None:
     home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert Path(home).parent == Path(path)
     # Every dashboard of the repository is where Grafana looks, the first page among them.
-    assert (DEPLOY / mounts[path]).is_dir()
+    assert (DEPLOY / mounts[path] / Path(home).name).is_file()
 
 
 def test_prepare_makes_store_and_keys_once(tmp_path: Path) -> None:

@@ -86,6 +86,25 @@ def test_a_whole_adapter_comes_with_all_it_has(
     assert stores.register(other, 10) == "v4"
 
 
+def test_who_took_what_out_and_in_is_in_the_audit_log(
+    catalog: Catalog, other: Catalog, packed: Path
+) -> None:
+    catalog.backup(packed.with_name("backup.tar"))
+    told = [(row.action, row.subject, row.outcome) for row in catalog.audit()][-2:]
+    assert told == [
+        ("export", "bot", "ok"), ("backup", str(packed.with_name("backup.tar")), "ok"),
+    ]  # fmt: skip
+    other.import_(packed, actor="ann", dry_run=True)
+    other.import_(packed, actor="ann")
+    (row,) = [row for row in other.audit() if row.action == "import"]
+    assert (row.actor, row.subject) == ("ann", str(packed))
+    assert row.after is not None
+    assert row.after["bot:v1"] == catalog.show("bot:v1").digest
+    with pytest.raises(SourceUnreadable):
+        other.import_(packed.with_name("nothing.tar"))
+    assert other.audit()[-1].outcome == "source_unreadable"
+
+
 def test_its_tags_can_be_rolled_back_as_at_home(
     catalog: Catalog, other: Catalog, packed: Path
 ) -> None:

@@ -28,12 +28,15 @@ CHAT = "/v1/chat/completions"
 UPLOADS = "/admin/v1/uploads"
 
 
-@pytest.fixture(params=["by its key", "by its tenant"])
+EITHER = pytest.mark.parametrize("shared", ["by its key", "by its tenant"], indirect=True)
+
+
+@pytest.fixture
 async def shared(
     request: pytest.FixtureRequest, engine: ScriptedEngine, tmp_path: Path
 ) -> AsyncIterator[House]:
     """acme is held to its names by each of its keys, or by what its tenant may use at most."""
-    by_key = request.param == "by its key"
+    by_key = getattr(request, "param", "by its key") == "by its key"
     settings: dict[str, Any] = {} if by_key else {"tenant_adapters": {"acme": ACME}}
     limits: dict[str, Any] = {"adapters": ACME} if by_key else {}
     engine.handler = answer
@@ -146,6 +149,7 @@ async def everything_acme_can_ask(found: House, references: list[str]) -> dict[s
     return answers
 
 
+@EITHER
 async def test_what_acme_is_told_is_the_same_with_and_without_beta(
     shared: House, betas: list[str]
 ) -> None:
@@ -165,6 +169,7 @@ async def test_what_acme_is_told_is_the_same_with_and_without_beta(
     assert own  # Not everything was refused for one common reason.
 
 
+@EITHER
 async def test_acme_can_use_what_is_its_own(shared: House, betas: list[str]) -> None:
     betas_part(shared.catalog, shared.root)
     shared.watcher.refresh()
@@ -181,6 +186,7 @@ async def test_acme_can_use_what_is_its_own(shared: House, betas: list[str]) -> 
     assert "did you mean 'acme-bot'" in json.loads(body)["error"]["message"]
 
 
+@EITHER
 async def test_a_key_that_registers_sees_and_moves_its_own(shared: House) -> None:
     betas_part(shared.catalog, shared.root)
     admin = "/admin/v1"
