@@ -19,6 +19,7 @@ INTERVAL = 5.0
 WARM = 60.0
 # Samples of which the median is a figure.
 _WINDOW = 6
+_MINUTE = round(60 / INTERVAL)
 _MIB = 1 << 20
 
 
@@ -73,6 +74,8 @@ def growth(samples: list[Sample]) -> dict[str, Any]:
             "mib": _ends([one.server_bytes / _MIB for one in server]),
             "files": _ends([one.server_files for one in server]),
             "threads": _ends([one.server_threads for one in server]),
+            # Once a minute: whether it grows on, or has grown once.
+            "mib_by_minute": [round(one.server_bytes / _MIB, 1) for one in server[::_MINUTE]],
         },
         "engine": {
             "seconds": _seconds(engine),

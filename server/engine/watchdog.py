@@ -24,8 +24,9 @@ from server.engine.transport import EngineTransport
 ALIVE_PATH = "/adapterctl/alive"
 # vLLM gives a step so many seconds itself (VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS), then ends.
 LONGEST_STEP = 300.0
-# Processor seconds a second from which an engine counts as computing; waiting takes a hundredth.
-COMPUTES = 0.5
+# Processor seconds a second from which an engine counts as computing. Waiting takes a hundredth; a
+# machine that does much else leaves less to it than it would take.
+COMPUTES = 0.2
 # The API server is there and its core is not; it would end by itself, a dozen seconds later.
 DEAD = 503
 # The route is not there, or the engine was not started to answer it.

@@ -65,18 +65,21 @@ def log_pipe(log_format: Format, level: str, stream: TextIO | None = None) -> It
     listener = _Listener(waiting, writer)
     root = logging.getLogger()
     named = [logging.getLogger(name) for name in ("", *_OURS, *_UVICORN)]
-    before = [(one, one.level) for one in named]
-    handlers = root.handlers[:]
-    root.handlers[:] = [sender]
+    before = [(one, one.level, one.propagate, one.handlers[:]) for one in named]
+    for one in named:
+        # Whatever uvicorn was set up with before in this process.
+        one.handlers[:] = [sender] if one is root else []
+        one.propagate = True
     logs = Logs(sender)
     logs.set_level(level)
     listener.start()
     try:
         yield logs
     finally:
-        root.handlers[:] = handlers
-        for one, was in before:
-            one.setLevel(was)
+        for one, level_before, propagated, handlers in before:
+            one.setLevel(level_before)
+            one.propagate = propagated
+            one.handlers[:] = handlers
         listener.stop()
 
 

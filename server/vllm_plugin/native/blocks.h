@@ -84,6 +84,56 @@ static void multiply_any(const char *rows, int64_t row_bytes, const char *weight
     }
 }
 
+/* The same for one or two column tiles of A, whole pairs of 16: fewer sums than the processor can
+   work on at once, so each is made in GROUP / tiles parts, of every so many-th step. */
+INLINE void multiply_apart(const char *rows, int64_t row_bytes, const char *weights,
+                           int64_t tile_bytes, int64_t steps, float *sums, int tiles) {
+    int64_t at = 0;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+#define PART(first, second, number)                              \
+    _tile_loadd(4, rows + 64 * (at + number), row_bytes);        \
+    _tile_loadd(5, weights + 1024 * (at + number), 64);          \
+    _tile_dpbf16ps(first, 4, 5);                                 \
+    if (tiles > 1) {                                             \
+        _tile_loadd(5, weights + tile_bytes + 1024 * (at + number), 64); \
+        _tile_dpbf16ps(second, 4, 5);                            \
+    }
+    if (tiles > 1) {
+        for (; at + 2 <= steps; at += 2) { PART(0, 1, 0) PART(2, 3, 1) }
+    } else {
+        for (; at + 4 <= steps; at += 4) { PART(0, 0, 0) PART(1, 1, 1) PART(2, 2, 2) PART(3, 3, 3) }
+    }
+    for (; at < steps; at++) { PART(0, 1, 0) }
+#undef PART
+    _tile_stored(0, sums, 256);
+    _tile_stored(1, sums + 16, 256);
+    _tile_stored(2, sums + 32, 256);
+    _tile_stored(3, sums + 48, 256);
+}
+
+/* inner[row][16 * tiles] of 16 rows: their products with `tiles` (1 to 4) column tiles of A. */
+static void shrink_block(const char *x, int64_t x_bytes, const char *a, int64_t tile_bytes,
+                         int64_t steps, uint16_t *inner, int64_t width, int tiles) {
+    float sums[BLOCK * GROUP * LANES] __attribute__((aligned(64)));
+    if (tiles == 1) multiply_apart(x, x_bytes, a, tile_bytes, steps, sums, 1);
+    else if (tiles == 2) multiply_apart(x, x_bytes, a, tile_bytes, steps, sums, 2);
+    else multiply_any(x, x_bytes, a, tile_bytes, steps, 16, sums, tiles);
+    const float *sum = sums;
+    for (int row = 0; row < BLOCK; row++, inner += width, sum += GROUP * LANES)
+        for (int v = 0; v < tiles; v++) {
+            vec total = load_floats(sum + v * LANES);
+            if (tiles == 2) total += load_floats(sum + (v + 2) * LANES);
+            if (tiles == 1) {
+                total += load_floats(sum + LANES);
+                total += load_floats(sum + 2 * LANES) + load_floats(sum + 3 * LANES);
+            }
+            store((char *)(inner + v * LANES), total, BFLOAT);
+        }
+}
+
 /* 16 rows and `count` columns of y += scale * sums. */
 INLINE void add_block(const Work *w, int64_t row, int64_t column, const float *sums,
                       int64_t count) {
@@ -114,15 +164,9 @@ static void multiply_blocks(const Work *w, const Slot *slot, int64_t first, int6
     for (int64_t block = 0; block < blocks; block++) {
         const char *x = row_x(w, first + block * BLOCK);
         for (int64_t tile = 0; tile < tiles; tile += GROUP) {
-            int count = (int)least(GROUP, tiles - tile);
-            multiply_any(x, w->x_stride * 2, b + tile * tile_bytes, tile_bytes, m->inputs / 32, 16,
-                         sums, count);
-            for (int row = 0; row < BLOCK; row++)
-                for (int v = 0; v < count; v++) {
-                    vec sum = load_floats(sums + (row * GROUP + v) * LANES);
-                    store((char *)(inner + (block * BLOCK + row) * width + (tile + v) * LANES),
-                          sum, BFLOAT);
-                }
+            shrink_block(x, w->x_stride * 2, b + tile * tile_bytes, tile_bytes, m->inputs / 32,
+                         inner + block * BLOCK * width + tile * LANES, width,
+                         (int)least(GROUP, tiles - tile));
         }
     }
     b += a_size(m, slot->columns);

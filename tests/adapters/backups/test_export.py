@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +32,7 @@ from adapters.errors import (
     UsageError,
 )
 from adapters.store.content import Content
+from tests.adapters.backups.parcel import Parcel
 from tests.adapters.backups.settled_intake import Stores, tree
 from tests.adapters.backups.test_backup import spoil
 from tests.adapters.registry.small_intake import WEIGHTS
@@ -202,36 +201,6 @@ def test_what_cannot_be_exported(catalog: Catalog, tmp_path: Path) -> None:
 
 
 # --- exports of strangers -------------------------------------------------------------------------
-
-
-class Parcel:
-    """An export taken apart, to be changed and packed again."""
-
-    def __init__(self, archive: Path):
-        self.path = archive
-        self.files: dict[str, bytes] = {}
-        with tarfile.open(archive) as tar:
-            for member in tar.getmembers():
-                content = tar.extractfile(member)
-                assert content is not None
-                self.files[member.name] = content.read()
-
-    @property
-    def document(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.files["export.json"])
-        return found
-
-    def say(self, **fields: Any) -> None:
-        """Change what export.json says."""
-        self.files["export.json"] = json.dumps({**self.document, **fields}).encode()
-
-    def pack(self) -> Path:
-        with tarfile.open(self.path, "w") as tar:
-            for name, data in self.files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return self.path
 
 
 @pytest.fixture

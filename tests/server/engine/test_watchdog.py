@@ -50,7 +50,7 @@ async def small(tmp_path: Path, mode: str) -> AsyncIterator[tuple[EngineProcess,
 async def verdict(tmp_path: Path, mode: str, *, patient: bool, within: float) -> str | None:
     """What is said of the engine within so many seconds; None: nothing."""
     async with small(tmp_path, mode) as (process, transport):
-        watching = until_hung(transport, process.pid, limit=0.4, interval=0.1, patient=patient)
+        watching = until_hung(transport, process.pid, limit=0.8, interval=0.1, patient=patient)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 return await watching

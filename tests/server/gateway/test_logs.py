@@ -8,6 +8,7 @@ import logging
 import os
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,8 +22,12 @@ def written(log_format: Any, level: str = "info") -> tuple[io.StringIO, Any]:
     return stream, log_pipe(log_format, level, stream)
 
 
-def test_everybodys_lines_are_documents_with_the_requests_id() -> None:
+def test_everybodys_lines_are_documents_with_the_requests_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream, pipe = written("json")
+    # As uvicorn leaves it when somebody else has set it up in this process.
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", False)
     with pipe:
         log.info("said %s", "something")
         token = REQUEST_ID.set("r-1")
