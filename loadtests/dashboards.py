@@ -37,8 +37,8 @@ DEMO: Final = Path(__file__).parents[1] / "demo" / "artifacts"
 WATCHED: Final = "watched"
 # Seconds for a step of the story; it goes on without what takes longer, and says so.
 PATIENCE: Final = 900.0
-# With which most answers begin, and so end before they have begun; vLLM takes no more than four.
-_AT_ONCE: Final = ["A", "T", "I", "a"]
+# SmolLM2's <|im_end|>: an answer that may hold nothing else ends before it has begun.
+_END: Final = [2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Story:
             while not ended.is_set():
                 for _ in range(4):
                     await self._ask(WATCHED)
-                await self._ask(WATCHED, stop=_AT_ONCE)
+                await self._ask(WATCHED, allowed_token_ids=_END)
 
         await asyncio.gather(one(), one())
 
@@ -195,12 +195,12 @@ class Story:
 def looked_at(prometheus: Prometheus, seconds: float) -> list[Shown]:
     """Every query of every dashboard, over the whole story."""
     values = everything(WATCHED, rate="20s", range_=f"{int(seconds)}s")
-    found = list(shown(prometheus, values, seconds=seconds, step=max(1, seconds // 200)))
+    found = list(shown(prometheus, values, seconds=seconds, step=max(1, seconds // 100)))
     # A dashboard of one adapter is one adapter's: the quality of merges is another's.
     other = everything("support", rate="20s", range_=f"{int(seconds)}s")
     more = {
         (str(one), one.query.expr): one
-        for one in shown(prometheus, other, seconds=seconds, step=max(1, seconds // 200))
+        for one in shown(prometheus, other, seconds=seconds, step=max(1, seconds // 100))
         if one.board is BOARDS["adapter"]
     }
     return [more.get((str(one), one.query.expr), one) if one.empty else one for one in found]
