@@ -6,6 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +38,19 @@ def as_it_was(live: LiveServer) -> Iterator[LiveServer]:
             catalog.revoke_key(record.id)
         if any(adapter.name == "captain" for adapter in catalog.adapters()):
             catalog.rm("captain", force=True)
+    deadline = time.monotonic() + 30
+    while asks_for_a_key(live):
+        assert time.monotonic() < deadline, "it has not seen that the keys are revoked"
+        time.sleep(0.05)
+
+
+def asks_for_a_key(live: LiveServer) -> bool:
+    try:
+        urllib.request.urlopen(f"{live.url}/v1/models", timeout=10).close()
+    except urllib.error.HTTPError as error:
+        assert error.code == 401
+        return True
+    return False
 
 
 def test_every_line_works_as_it_stands(as_it_was: LiveServer, tmp_path: Path) -> None:
