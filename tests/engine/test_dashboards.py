@@ -25,7 +25,7 @@ from tests.engine.conftest import STRONG
 
 ADAPTER = "pirate"
 LOADED = 6.0
-SEEN_WITHIN = 60.0
+SEEN_WITHIN = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,12 @@ def empty_panels(prometheus: Prometheus) -> list[str]:
     return [str(found[0]) for found in panels.values() if all(one.empty for one in found)]
 
 
-def test_every_panel_shows_something(prometheus: Prometheus) -> None:
+def test_every_panel_shows_something(live: LiveServer, prometheus: Prometheus) -> None:
     deadline = time.monotonic() + SEEN_WITHIN
     while empty := empty_panels(prometheus):
         assert time.monotonic() < deadline, empty
-        time.sleep(0.5)
+        # A rate is one of two scrapes during the load: on a busy machine there may be none.
+        load(live)
 
 
 def test_all_rules_are_evaluated(prometheus: Prometheus) -> None:
