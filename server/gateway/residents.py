@@ -46,16 +46,18 @@ class ResidencyCollector(Collector):
         yield from self._counters(resident)
 
     def _places(self, resident: Resident) -> Metric:
-        names = {
-            version.digest: adapter.name
-            for adapter in self._snapshot().adapters.values()
-            for version in adapter.versions.values()
-        }
+        # The same content may be a version of several adapters: it is resident for all of them.
+        names: dict[str, set[str]] = {}
+        for record in self._snapshot().adapters.values():
+            for version in record.versions.values():
+                names.setdefault(version.digest, set()).add(record.name)
         counts: Counter[tuple[str, str]] = Counter()
         for where, digests in (("slot", resident.slots), ("cpu", resident.cpu)):
             for digest in digests:
                 if digest is not None:
-                    counts[self._label(names.get(digest, "none")), where] += 1
+                    counts.update(
+                        (self._label(name), where) for name in names.get(digest, {"none"})
+                    )
         places = GaugeMetricFamily(
             "adapterctl_adapter_resident",
             "Versions of the adapter in the engine's slots, and in its memory.",

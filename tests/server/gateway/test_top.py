@@ -323,3 +323,15 @@ async def test_metrics_count_what_the_engine_holds(sight: Sight) -> None:
         ("overlapped_total", 2),
     ):
         assert read(f"adapterctl_adapter_{metric}", {"base": "tiny"}) == value
+
+
+async def test_one_content_is_resident_for_every_adapter_that_has_it(sight: Sight) -> None:
+    twin = SNAPSHOT.adapters["pirate"].model_copy(update={"name": "buccaneer"})
+    both = Snapshot(SNAPSHOT.bases, {**SNAPSHOT.adapters, "buccaneer": twin}, 2)
+    metrics = GatewayMetrics(CollectorRegistry(), adapters=10)
+    registry = metrics.registry
+    registry.register(ResidencyCollector(sight.cache, "tiny", lambda: both, metrics.label))
+    await sight.cache.fresh()
+    for name in ("pirate", "buccaneer"):
+        labels = {"adapter": name, "where": "slot"}
+        assert registry.get_sample_value("adapterctl_adapter_resident", labels) == 2
