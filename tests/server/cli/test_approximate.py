@@ -10,6 +10,8 @@ import pytest
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture(scope="module")
 def tuned(tiny: TinyArtifacts, tmp_path_factory: pytest.TempPathFactory) -> Path:

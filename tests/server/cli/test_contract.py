@@ -14,6 +14,8 @@ import pytest
 from tests.server.cli.command_line import ENGINES, CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @dataclass(frozen=True)
 class Place:

@@ -12,6 +12,8 @@ from server.cli.session import KEY_VARIABLE
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture
 def cli(

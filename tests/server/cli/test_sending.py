@@ -19,6 +19,8 @@ from tests.server.cli.command_line import CommandLine, admin_server, clean_envir
 from tests.server.cli.test_remote import answering, response
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 REGISTER = ("--name", "bot", "--base", "tiny")
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
 

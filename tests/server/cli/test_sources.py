@@ -13,6 +13,8 @@ from tests.adapters.sources.web import Web, body, web_server
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture
 def web() -> Iterator[Web]:

@@ -35,6 +35,8 @@ from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
 from tests.server.gateway.scripted import ScriptedEngine, no_lifespan, serving
 from tests.server.gateway.scripted_pool import ScriptedPlaces
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyArtifacts:

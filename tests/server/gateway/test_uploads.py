@@ -31,6 +31,8 @@ from server.gateway.uploads import UploadShelf
 from tests.server.cli.command_line import CommandLine, admin_server
 from tests.server.cli.tiny_artifacts import TinyArtifacts, write_tiny_artifacts
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 UPLOADS = "/admin/v1/uploads"
 
 
