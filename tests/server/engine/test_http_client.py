@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from server.engine import http_client
 from server.engine.http_client import Answer, Client, ConnectionBroken, Endpoint
+from tests.server.gateway.test_tls import write_certificate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Plain; charset=utf-8\r\n"
 
@@ -277,3 +280,25 @@ def test_endpoints(url: str, host: str, port: int, authority: str, prefix: str, 
 def test_no_endpoints(url: str) -> None:
     with pytest.raises(ValueError, match=r"URL|[Pp]ort"):
         Endpoint.of(url)
+
+
+async def test_an_engine_behind_tls_shows_whom_it_is(
+    wire: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    write_certificate(cert, key, "localhost")
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(cert, key)
+    wire.says = [sized([b"secret"])]
+    async with await asyncio.start_server(wire.serve, "localhost", ssl=theirs) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        for trusted in (True, False):
+            monkeypatch.setenv("SSL_CERT_FILE", str(cert if trusted else os.devnull))
+            client = Client(Endpoint.of(f"https://localhost:{port}"), 5, 60)
+            if trusted:
+                async with await ask(client) as answer:
+                    assert await answer.read() == b"secret"
+            else:
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    await client.connection()
+            client.close()
