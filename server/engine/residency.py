@@ -7,7 +7,6 @@ The routes are `server/vllm_plugin/endpoints.py`; an engine without them (somebo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from adapters.errors import (
 )
 from adapters.store.layout import digest_of_engine_name, engine_name
 from server.engine.transport import EngineTransport
+from server.ongoing import Ongoing
 
 logger = logging.getLogger(__name__)
 
@@ -210,20 +210,15 @@ class ResidencyCache:
         self._residency = Residency()
         self._looked = -math.inf
         self._read: _Reading | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._reading = Ongoing(self._keep_reading)
 
     def start(self) -> None:
         """Begin to read, on the running event loop."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._keep_reading())
+        self._reading.start()
 
     async def close(self) -> None:
         """End the reading."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._reading.close()
 
     def current(self) -> Resident | None:
         """The last reading of the engine that runs now; None if there is none (yet)."""
