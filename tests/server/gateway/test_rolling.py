@@ -204,7 +204,7 @@ async def test_a_quota_that_is_changed_counts_from_the_next_request(
         """As an operator does it: the file, and then the signal."""
         config.write_text(text)
         before = len(server.lines("read the settings again: 1 of them changed"))
-        os.kill(server.process.pid, signal.SIGHUP)
+        server.process.send_signal(signal.SIGHUP)
         async with asyncio.timeout(20):
             while len(server.lines("read the settings again: 1 of them changed")) == before:
                 await asyncio.sleep(0.05)
