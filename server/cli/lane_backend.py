@@ -35,7 +35,7 @@ class LaneBackend(Protocol):
         """All of them, by name and version."""
 
     def deployment(self, reference: str) -> DeploymentShown:
-        """What becomes of one; NotFound where nobody has said how the version is served."""
+        """What becomes of one; NotFound of a version that nobody ever deployed or pinned."""
 
     def pin(self, reference: str, pinned: bool) -> DeploymentShown:
         """Keep a version in its slot or its engine running, or no longer."""

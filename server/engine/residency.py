@@ -15,8 +15,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
 from adapters.errors import (
     AdapterNotLoadable,
     Conflict,
@@ -143,8 +141,7 @@ async def _ask(
                 if response.status not in (200, _REFUSED):
                     raise EngineError(f"the engine answered {path} with {response.status}")
                 return _object(await response.read(), path)
-    # RuntimeError: the session was closed, the engine is going down.
-    except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
+    except OSError as error:
         raise EngineError(f"the engine did not answer {path}: {error!r}") from error
 
 
@@ -285,7 +282,7 @@ async def _queue(transport: EngineTransport) -> int | None:
             response = await transport.send("GET", "/metrics", body=None, headers={})
             async with response:
                 return waiting_requests(await response.text())
-    except (aiohttp.ClientError, EngineError, TimeoutError, OSError, RuntimeError, ValueError):
+    except (EngineError, OSError, ValueError):
         return None
 
 

@@ -55,11 +55,13 @@ def shown_of(catalog: Catalog, reference: str, running: Running) -> DeploymentSh
     version = catalog.show(reference)
     deployment = catalog.adapter(version.adapter).deployments.get(version.number)
     if deployment is None:
-        own = "it is served hot, as it came" if version.lane is Lane.HOT else "it is not deployed"
-        raise NotFound(
-            f"nobody has said how {version.adapter}:{version.label} is served ({own}): "
-            f"`adapterctl deploy {version.adapter}:{version.label}` does"
-        )
+        label = f"{version.adapter}:{version.label}"
+        if version.lane is Lane.HOT:
+            raise NotFound(
+                f"{label} has no deployment and needs none: it is served hot, as it came; "
+                f"`adapterctl deploy {label} --lane merged` would make a merged model of it"
+            )
+        raise NotFound(f"{label} is not deployed: `adapterctl deploy {label}` does that")
     return of_version(catalog, version, deployment, running)
 
 

@@ -25,6 +25,7 @@ class Row:
 
 
 _GATEWAY = "tests/server/gateway"
+_FAIR = f"{_GATEWAY}/test_fair_shares.py"
 _ENGINE = "tests/server/engine"
 _LIVE = "tests/engine/test_faults.py"
 _REGISTRY = "tests/adapters/registry"
@@ -229,6 +230,21 @@ MATRIX = (
         (
             f"{_CLIENTS}::test_a_burst_is_answered_or_told_to_come_back",
             f"{_CLIENTS}::test_a_burst_that_the_queue_may_hold_loses_nothing",
+        ),
+    ),
+    Row(
+        "one tenant floods: with many keys or adapters, in others' names, with priorities, answers "
+        "by the dozen, long prompts",
+        "who floods waits, or gets 429 with Retry-After; others take turns with it, by weight",
+        "nothing",
+        (
+            f"{_FAIR}::test_a_flood_is_passed_by_whoever_else_asks",
+            f"{_FAIR}::test_weights_hold_whatever_the_number_of_keys",
+            f"{_FAIR}::test_a_flood_in_every_slot_leaves_one_at_once",
+            f"{_FAIR}::test_answers_by_the_dozen_take_no_more_places_than_the_share",
+            f"{_FAIR}::test_prompts_of_all_keys_are_read_one_after_the_other",
+            f"{_FAIR}::test_keys_of_one_tenant_share_its_part_of_the_queue",
+            "tests/engine/test_fair_shares.py::test_who_asks_in_anothers_flood_is_not_behind_it",
         ),
     ),
     Row(

@@ -65,8 +65,8 @@ def deploy(context: click.Context, session: Session, /, **given: Any) -> None:
     version of the hot lane goes on being answered hot. With a server running, the command waits
     for that; if the engine does not start, its last lines are shown and the exit code is 1.
 
-    `--lane hot` goes back at once and keeps the model for the next time. Requests in flight end
-    where they began.
+    `--lane hot` goes back at once and keeps the model for the next time; a version that is hot
+    already, as every hot one is by itself, stays so. Requests in flight end where they began.
     """
     request = DeployRequest(
         lane=None if given["lane"] is None else Lane(given["lane"]),
@@ -82,7 +82,10 @@ def deploy(context: click.Context, session: Session, /, **given: Any) -> None:
     ended = job
     if job is not None:
         ended = None if given["detach"] else follow(session, job, interrupted=interrupted)
-    shown = session.backend().deployment(label)
+    shown = answer.shown
+    # A version that is hot without anybody's word has no deployment that could be asked for.
+    if job is not None or shown.deployment.lane is Lane.MERGED:
+        shown = session.backend().deployment(label)
     waits = not (given["no_wait"] or given["no_switch"])
     if job is None or (ended is not None and ended.state is JobState.SUCCEEDED):
         shown = wait_for_engine(session, shown) if waits else shown

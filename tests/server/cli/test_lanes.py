@@ -94,6 +94,18 @@ def test_to_the_merged_lane_and_back(place: Place, forked: Forked) -> None:
     assert place.cli.ok("deploy", "bot:v1")["lane"] == "hot"
 
 
+@pytest.mark.parametrize("options", [(), ("--lane", "hot")])
+def test_what_is_hot_by_itself_is_deployed_hot(place: Place, options: tuple[str, ...]) -> None:
+    """Nobody has said anything of v2: it is as it is asked for, and nothing is noted."""
+    before = place.cli.ok("history", "bot")
+    answer = place.cli("deploy", "bot:v2", *options)
+    assert (answer.code, answer.out) == (0, "bot:v2 is served in the lane hot\n")
+    shown = place.cli.ok("deploy", "bot:v2", *options)
+    assert (shown["lane"], shown["state"], shown["job"]) == ("hot", "served", None)
+    assert "bot:v2" not in place.cli("deployments").out
+    assert place.cli.ok("history", "bot") == before
+
+
 def test_what_is_merge_only(place: Place, forked: Forked) -> None:
     """Without --lane it goes where it belongs."""
     made = place.cli.ok("deploy", "norm")

@@ -115,6 +115,12 @@ def test_a_pin_that_no_slot_is_left_for_is_refused(
     assert ask(url, "DELETE", "/admin/v1/pins/other:v2")[0] == 200
 
 
+def test_what_is_served_without_a_deployment_says_that_it_needs_none(url: str) -> None:
+    status, answer, _ = ask(url, "GET", "/admin/v1/deployments/other:v1")
+    assert status == 404
+    assert "needs none: it is served hot" in answer["error"]["message"]
+
+
 def test_prefetch_knows_what_another_process_has_just_done(url: str, catalog: Catalog) -> None:
     catalog.tag("other:fresh", "v1")
     status, found, _ = ask(url, "POST", "/admin/v1/prefetch/other:fresh")

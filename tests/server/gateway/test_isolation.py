@@ -1,8 +1,8 @@
 """One tenant and another's adapters: it cannot see, use or change them, nor tell that they exist.
 
 The claim is that of noninterference: whatever acme asks is answered, byte for byte, as before beta
-had anything. How far beta's traffic may slow acme's is tested in test_queue.py; that the real
-engine's cache does not tell is in tests/engine/test_cache_salt.py.
+had anything. How far beta's traffic may slow acme's is tested in test_fair_shares.py; that
+the real engine's cache does not tell is in tests/engine/test_cache_salt.py.
 """
 
 from __future__ import annotations

@@ -15,38 +15,10 @@ from server.gateway.admission.limits import Limits
 from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.admission.wiring import Admission, QueueState
 from server.gateway.lanes import Lanes
+from tests.server.gateway.held import Held
 from tests.server.gateway.scripted import CHAT, DONE, USAGE, Gateway, ScriptedEngine, chunk
 
 BASE_CHAT = {**CHAT, "model": "tiny"}
-
-
-class Held:
-    """An engine that answers when it is told to, and notes what it has at once."""
-
-    def __init__(self, engine: ScriptedEngine):
-        self.models: list[str] = []
-        self._go: asyncio.Queue[None] = asyncio.Queue()
-        engine.handler = self._answer
-
-    async def _answer(self, request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
-        self.models.append(document["model"])
-        await self._go.get()
-        return web.json_response(
-            {
-                "model": document["model"],
-                "choices": [{"message": {"content": "arr"}}],
-                "usage": {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11},
-            }
-        )
-
-    def answer(self, count: int = 1) -> None:
-        for _ in range(count):
-            self._go.put_nowait(None)
-
-    async def has(self, count: int) -> None:
-        async with asyncio.timeout(5):
-            while len(self.models) < count:
-                await asyncio.sleep(0.005)
 
 
 def limit(gateway: Gateway, slots: int | None = None, **limits: Any) -> list[str]:

@@ -191,6 +191,51 @@ async def test_sighup_reads_the_settings_again(
     assert requests[1]["prompt"] == ASK["messages"]
 
 
+async def test_a_quota_that_is_changed_counts_from_the_next_request(
+    engine: ScriptedEngine, store: Path, tmp_path: Path
+) -> None:
+    engine.handler = answered
+    config = tmp_path / "serve.toml"
+
+    def quota(requests: int) -> str:
+        return f"[tenant_quotas.default]\nrequests_per_minute = {requests}\n"
+
+    async def changed(text: str) -> None:
+        """As an operator does it: the file, and then the signal."""
+        config.write_text(text)
+        before = len(server.lines("read the settings again: 1 of them changed"))
+        server.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(20):
+            while len(server.lines("read the settings again: 1 of them changed")) == before:
+                await asyncio.sleep(0.05)
+
+    config.write_text(quota(2))
+    server = await Server(store, engine, "--port", "0", "--config", str(config)).start()
+    url = await server.announced()
+    await _ready(url)
+    try:
+        assert [await _left(url) for _ in range(3)] == [(200, "1"), (200, "0"), (429, "0")]
+        await changed(quota(4))
+        # What was used before still counts, and what was refused was not used.
+        assert [await _left(url) for _ in range(3)] == [(200, "1"), (200, "0"), (429, "0")]
+        await changed(quota(1))
+        assert await _left(url) == (429, "0")
+        await changed("")
+        assert [await _left(url) for _ in range(2)] == [(200, None)] * 2
+    finally:
+        assert await server.end() == 0
+    assert len(engine.received) == 6
+
+
+async def _left(url: str) -> tuple[int, str | None]:
+    """The status of a request, and how many more its tenant has in this minute."""
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(f"{url}/v1/chat/completions", json=ASK) as response,
+    ):
+        return response.status, response.headers.get("x-ratelimit-remaining-requests")
+
+
 async def _status(url: str, *, padding: int) -> int:
     body = {**ASK, "padding": "x" * padding}
     async with (
