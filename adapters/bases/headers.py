@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from adapters.json_keys import repeated_key
+
 # The reference implementation's own limit; also what keeps a hostile length from taking memory.
 MAX_HEADER_BYTES = 100_000_000
 
@@ -115,12 +117,10 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = repeated_key(pairs)
+    if twice is not None:
         raise HeaderError(f"names '{twice}' twice in its header")
-    return found
+    return dict(pairs)
 
 
 def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:

@@ -18,6 +18,7 @@ from adapters.errors import (
     SourceUnreadable,
     UnknownFormat,
 )
+from adapters.json_keys import repeated_key
 
 CONFIG = "adapter_config.json"
 MAX_CONFIG_BYTES = 10_000_000
@@ -254,12 +255,10 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    twice = repeated_key(pairs)
+    if twice is not None:
         raise ValueError(f"the key '{twice[:60]}' is there twice")
-    return found
+    return dict(pairs)
 
 
 def explain_unknown(listing: Listing, supported: str) -> UnknownFormat:
