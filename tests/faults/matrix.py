@@ -174,7 +174,7 @@ MATRIX = (
         ),
     ),
     Row(
-        "a stored adapter is damaged before it is loaded, or before it comes back after an eviction",
+        "a stored adapter is damaged before it is loaded, or while it is evicted",
         "409 `adapter_not_loadable`, then 404 `quarantined` with the reason; all others go on",
         "nothing: registering the same source again repairs it",
         (
