@@ -221,7 +221,7 @@ class Bench:
         ) as response:
             if response.status != 200:
                 sys.exit(f"the engine answered {response.status}: {await response.text()}")
-            async for _ in response.content.iter_any():
+            while await response.read_some():
                 first = first or time.monotonic() - began
         return first
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -304,6 +305,11 @@ class ServeSettings(Frozen):
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://", "unix:")):
             raise ValueError("must start with http://, https:// or unix:")
+        if value is not None and not value.startswith("unix:"):
+            parts = urlsplit(value)
+            # `port` raises for what is no number, or too large.
+            if not parts.hostname or parts.port == 0:
+                raise ValueError("must name a host, as in http://127.0.0.1:8000")
         return value
 
     @field_validator("otlp_endpoint")

@@ -6,11 +6,12 @@ registry, reading only what changed.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -55,8 +56,6 @@ class Snapshot:
     expired ones are among them, since a key ends without a change of the registry.
     """
 
-    __slots__ = ("adapters", "bases", "generation", "keys")
-
     def __init__(
         self,
         bases: Mapping[str, BaseRecord],
@@ -91,6 +90,18 @@ class Snapshot:
                 param="model",
             )
         return Resolved(text, base, None)
+
+    def holders(self, digest: str) -> Sequence[tuple[AdapterRecord, VersionRecord]]:
+        """Every version with this content: several adapters may have the same, or nobody."""
+        return self._holders.get(digest, ())
+
+    @functools.cached_property
+    def _holders(self) -> Mapping[str, Sequence[tuple[AdapterRecord, VersionRecord]]]:
+        found: dict[str, list[tuple[AdapterRecord, VersionRecord]]] = {}
+        for adapter in self.adapters.values():
+            for version in adapter.versions.values():
+                found.setdefault(version.digest, []).append((adapter, version))
+        return found
 
     def _unknown(self, name: str, allows: Allows) -> AdapterNotFound:
         # Imported for the one who mistyped, not for everybody who starts.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
-import signal
 import time
 from typing import Any
 
@@ -58,6 +56,6 @@ def _kill(job: str) -> bool:
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             line = process.cmdline()
             if "quantize.job" in line and job in line:
-                os.kill(process.pid, signal.SIGKILL)
+                process.kill()
                 return True
     return False

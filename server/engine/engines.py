@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
@@ -12,6 +11,7 @@ from adapters.errors import EngineStartFailed, EngineUnavailable
 from adapters.frozen import Frozen
 from server.engine.capacity import Capacity
 from server.engine.transport import EngineAddress, EngineTransport
+from server.ongoing import Ongoing
 
 HEALTH_TIMEOUT = 5.0
 
@@ -114,7 +114,7 @@ class ExternalEngine:
         self._state = EngineState.STARTING
         self._since = datetime.now(UTC)
         self._transport: EngineTransport | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watch = Ongoing(self._keep_watching)
 
     @property
     def capacity(self) -> Capacity | None:
@@ -136,7 +136,7 @@ class ExternalEngine:
             ) from None
         await self._check_base()
         self._set(EngineState.READY)
-        self._watch = asyncio.create_task(self._keep_watching())
+        self._watch.start()
 
     async def _check_base(self) -> None:
         assert self._transport is not None
@@ -150,10 +150,7 @@ class ExternalEngine:
 
     async def stop(self) -> None:
         self._set(EngineState.STOPPED)
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
+        await self._watch.close()
         if self._transport is not None:
             await self._transport.close()
 

@@ -26,6 +26,7 @@ from server.engine.merged import (
     PreparedEngine,
 )
 from server.engine.room import Answer, Claim, Occupant, Room, make_room, refusal
+from server.ongoing import Ongoing
 from server.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class EnginePool:
         self._members: dict[str, Member] = {}
         self._admission = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper = Ongoing(self._keep)
         self._closed = False
         self.counts = PoolCounts()
 
@@ -184,10 +185,7 @@ class EnginePool:
     async def close(self) -> None:
         """Stop every engine, also those that are starting; whoever waits gets an error."""
         self._closed = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await self._keeper.close()
         tasks = [task for m in self._members.values() if (task := self._leave(m)) is not None]
         if tasks:
             await asyncio.wait(tasks)
@@ -197,8 +195,7 @@ class EnginePool:
     def _member(self, model: MergedModel) -> Member:
         if self._closed:
             raise EngineUnavailable("the server is stopping; try again in 5 s", retry_after=5)
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep())
+        self._keeper.start()
         member = self._members.get(model.digest)
         if member is None:
             member = self._members[model.digest] = Member(model, self._notify)

@@ -13,8 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-import aiohttp
-
 from adapters.errors import EngineError, EngineUnavailable
 from adapters.store.layout import engine_name
 from server.engine.transport import EngineTransport
@@ -92,5 +90,5 @@ class Prefetcher:
                     if response.status != _ACCEPTED:
                         # Not ours, or of another adapterctl: it would be the same every time.
                         self._deaf = transport
-        except (aiohttp.ClientError, EngineError, TimeoutError, OSError, RuntimeError) as error:
+        except (EngineError, OSError) as error:
             logger.debug("the engine was not told of %s: %r", digest, error)

@@ -7,7 +7,6 @@ The routes are `server/vllm_plugin/endpoints.py`; an engine without them (somebo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -15,8 +14,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import aiohttp
 
 from adapters.errors import (
     AdapterNotLoadable,
@@ -27,6 +24,7 @@ from adapters.errors import (
 )
 from adapters.store.layout import digest_of_engine_name, engine_name
 from server.engine.transport import EngineTransport
+from server.ongoing import Ongoing
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +141,7 @@ async def _ask(
                 if response.status not in (200, _REFUSED):
                     raise EngineError(f"the engine answered {path} with {response.status}")
                 return _object(await response.read(), path)
-    # RuntimeError: the session was closed, the engine is going down.
-    except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
+    except OSError as error:
         raise EngineError(f"the engine did not answer {path}: {error!r}") from error
 
 
@@ -213,20 +210,15 @@ class ResidencyCache:
         self._residency = Residency()
         self._looked = -math.inf
         self._read: _Reading | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._reading = Ongoing(self._keep_reading)
 
     def start(self) -> None:
         """Begin to read, on the running event loop."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._keep_reading())
+        self._reading.start()
 
     async def close(self) -> None:
         """End the reading."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._reading.close()
 
     def current(self) -> Resident | None:
         """The last reading of the engine that runs now; None if there is none (yet)."""
@@ -290,7 +282,7 @@ async def _queue(transport: EngineTransport) -> int | None:
             response = await transport.send("GET", "/metrics", body=None, headers={})
             async with response:
                 return waiting_requests(await response.text())
-    except (aiohttp.ClientError, EngineError, TimeoutError, OSError, RuntimeError, ValueError):
+    except (EngineError, OSError, ValueError):
         return None
 
 

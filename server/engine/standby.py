@@ -28,6 +28,7 @@ from server.engine.cgroups import machine_memory
 from server.engine.command import EngineCommand
 from server.engine.launch import LAUNCH_MODULE, STANDBY, START_VARIABLE
 from server.engine.process import EngineProcess
+from server.ongoing import Ongoing
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class StandbySpawner:
         self._quiet_at = 0.0
         self._failures = 0
         self._hurry = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper = Ongoing(self._keep)
 
     @property
     def pid(self) -> int | None:
@@ -102,15 +103,11 @@ class StandbySpawner:
     def _begin(self, command: EngineCommand, settle: float) -> None:
         self._environment = command.environment
         self._quiet_at = time.monotonic() + settle
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep())
+        self._keeper.start()
 
     async def close(self) -> None:
         """End the process that waits; engines are left alone."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await self._keeper.close()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             await waiting.discard()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -18,6 +17,7 @@ from server.engine.engines import HEALTH_TIMEOUT, EngineState, EngineStatus, una
 from server.engine.process import EngineProcess, PlainSpawner, Spawner, failure_cause, log_tail
 from server.engine.transport import EngineAddress, EngineTransport
 from server.engine.watchdog import until_hung
+from server.ongoing import Ongoing
 from server.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class SupervisedEngine:
         self._id = ""
         self._process: EngineProcess | None = None
         self._transport: EngineTransport | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._keeper = Ongoing(self._keep_alive)
         self._failure: EngineStartFailed | None = None
         self._retry_at = 0.0
 
@@ -96,13 +96,10 @@ class SupervisedEngine:
         except BaseException:
             await self._take_down()
             raise
-        self._keeper = asyncio.create_task(self._keep_alive())
+        self._keeper.start()
 
     async def stop(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+        await self._keeper.close()
         await self._take_down()
         self._set(EngineState.STOPPED)
 

@@ -6,11 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
-
-import aiohttp
 
 from adapters.errors import EngineError, EngineUnavailable
+from server.engine.http_client import Answer, Client, Endpoint
 
 # Seconds that a connection is kept for the next request. vLLM's uvicorn closes one after five: what
 # is sent at that moment is lost, and looks as if the engine had died of it.
@@ -40,52 +38,29 @@ class EngineTransport:
 
     def __init__(self, address: EngineAddress, connect_timeout: float):
         self.address = address
-        connector: aiohttp.BaseConnector
+        endpoint = Endpoint.of(address.url, address.socket)
         # Unbounded: how many requests run at once is for admission to decide, not for a pool.
-        if address.socket is not None:
-            connector = aiohttp.UnixConnector(
-                path=str(address.socket), limit=0, keepalive_timeout=KEPT_ALIVE
-            )
-        else:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            # An engine's cookies would go from one client's request to the next.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
-            # The engine's bytes are passed on as they are.
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-            read_bufsize=2**18,
-        )
-        self._answers: WeakSet[aiohttp.ClientResponse] = WeakSet()
+        self._client = Client(endpoint, connect_timeout, KEPT_ALIVE)
 
     async def close(self) -> None:
         """Close every connection; requests under way fail."""
-        # Closing the session alone leaves who reads an answer waiting for ever: aiohttp tells only
-        # those that a connection is lost to, and this one it lets go of.
-        for response in list(self._answers):
-            response.close()
-        await self._session.close()
+        self._client.close()
 
     async def send(
         self, method: str, path: str, *, body: bytes | None, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
+    ) -> Answer:
         """Send a request and return as soon as the answer's headers are there.
 
-        Raises EngineUnavailable where nothing was sent (safe to try again), EngineError where
-        the engine went away with the request.
+        Raises EngineUnavailable where nothing was sent (safe to try again), ConnectionBroken
+        where the engine went away with the request.
         """
         try:
-            response = await self._session.request(
-                method, self.address.url + path, data=body, headers=headers, allow_redirects=False
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
+            connection = await self._client.connection()
+        except OSError as error:
             raise EngineUnavailable(
                 f"the engine at {self.address} cannot be reached: {error}", retry_after=2
             ) from error
-        self._answers.add(response)
-        return response
+        return await self._client.ask(connection, method, path, headers, body)
 
     async def get_json(self, path: str, *, timeout: float) -> Any:
         """GET a small JSON document; raises EngineError."""
@@ -96,7 +71,7 @@ class EngineTransport:
                     if response.status != 200:
                         raise EngineError(f"the engine answered {path} with {response.status}")
                     return await response.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+        except (TimeoutError, ValueError, OSError) as error:
             raise EngineError(f"the engine did not answer {path}: {error!r}") from error
 
     async def healthy(self, *, timeout: float) -> bool:
@@ -106,5 +81,5 @@ class EngineTransport:
                 response = await self.send("GET", "/health", body=None, headers={})
                 async with response:
                     return response.status == 200
-        except (aiohttp.ClientError, EngineError, TimeoutError, OSError):
+        except (EngineError, TimeoutError, OSError):
             return False

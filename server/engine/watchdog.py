@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import time
 
-import aiohttp
 import psutil
 
 from adapters.bases.engine_limits import on_cpu
@@ -77,7 +76,7 @@ async def _asked(transport: EngineTransport, limit: float) -> int | None:
                 return response.status
     except TimeoutError:
         return None
-    except (aiohttp.ClientError, EngineError, OSError):
+    except (EngineError, OSError):
         return 0
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import aiohttp
 from starlette.responses import Response
 
 from adapters.errors import AdapterNotLoadable
 from server.engine.engines import core_is_dead, says_core_is_dead
+from server.engine.http_client import Answer
 from server.engine.not_finite import fault_in
 from server.gateway.guard import not_finite
 from server.gateway.sse import ModelName, Usage
@@ -31,7 +31,7 @@ class WholeAnswer(Response):
 
 
 def whole_answer(
-    upstream: aiohttp.ClientResponse, data: bytes, name: ModelName, target: Target, lane: str
+    upstream: Answer, data: bytes, name: ModelName, target: Target, lane: str
 ) -> WholeAnswer:
     """The engine's status and body; `lane` is where it answered.
 

@@ -27,6 +27,7 @@ from adapters.models import Manifest, TextQuality, VersionRecord
 from adapters.registry.snapshot import Snapshot
 from server.engine.cgroups import Machine, machine_memory
 from server.engine.process import session_members
+from server.ongoing import Ongoing
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +85,18 @@ class Background(Collector):
         self._snapshot = snapshot
         self._label = label
         self._processes = processes
-        self._task: asyncio.Task[None] | None = None
+        self._ongoing = Ongoing(self._keep_reading)
         self._reading = Reading()
         # What a merged model's manifest said, by its digest: that never changes.
         self._measured: dict[str, tuple[TextQuality, ...]] = {}
 
     def start(self) -> None:
         """Begin to read."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._keep_reading())
+        self._ongoing.start()
 
     async def close(self) -> None:
         """End that."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await self._ongoing.close()
 
     async def _keep_reading(self) -> None:
         while True:

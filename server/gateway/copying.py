@@ -10,12 +10,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import aiohttp
-
 from adapters.errors import AdapterctlError
 from adapters.frozen import Lane
 from adapters.models import VersionRecord
 from adapters.serving.stored import ServingDocuments
+from server.engine.http_client import Answer
 from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.body import encode, parse_object
 from server.gateway.lanes import Hold, Lanes
@@ -94,7 +93,7 @@ class Copying:
 
 async def send_last(
     hold: Hold, path: str, document: dict[str, Any], headers: dict[str, str]
-) -> aiohttp.ClientResponse:
+) -> Answer:
     """Send `document` so that the engine does everything else first.
 
     An engine of somebody else's, started without `--scheduling-policy priority`, refuses that: it

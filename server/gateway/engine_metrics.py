@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-import aiohttp
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -113,7 +112,7 @@ class EngineMetrics(Collector):
                         return await response.text() if response.status == 200 else None
                 finally:
                     await transport.close()
-        except (aiohttp.ClientError, EngineError, TimeoutError, OSError, ValueError) as error:
+        except (EngineError, TimeoutError, OSError, ValueError) as error:
             log.warning("the engine at %s does not tell its metrics: %r", address, error)
             return None
 

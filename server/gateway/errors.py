@@ -38,9 +38,16 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
+def unexpected(request: Request, error: Exception) -> Response:
+    """The answer to any other, whose traceback goes into the log."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    failure = AdapterctlError("this is a fault in the server; its log has the details")
+    return expected(request, failure)
+
+
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, AdapterctlError)
-    return _noted(request, error)
+    return expected(request, error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -51,9 +58,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     place = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, int))
     message = str(first["msg"])
     if first["type"] == "json_invalid":
-        return _noted(request, InvalidRequest("the request's body is not valid JSON"))
+        return expected(request, InvalidRequest("the request's body is not valid JSON"))
     sentence = f"'{place}': {message}" if place else f"the request's body: {message}"
-    return _noted(request, InvalidRequest(sentence, param=place or None))
+    return expected(request, InvalidRequest(sentence, param=place or None))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -61,22 +68,20 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.NOT_FOUND:
         missing = f"there is no route {request.method} {request.url.path}; /docs lists the routes"
-        return _noted(request, RouteNotServed(missing))
+        return expected(request, RouteNotServed(missing))
     failure = InvalidRequest(str(error.detail))
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         failure = InvalidRequest(f"{request.url.path} does not take {request.method}")
-    answer = _noted(request, failure, error.headers)
+    answer = expected(request, failure, error.headers)
     answer.status_code = error.status_code
     return answer
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    failure = AdapterctlError("this is a fault in the server; its log has the details")
-    return _noted(request, failure)
+    return unexpected(request, error)
 
 
-def _noted(
+def expected(
     request: Request, error: AdapterctlError, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """The answer; its code goes into the request's line of the log."""

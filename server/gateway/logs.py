@@ -11,6 +11,7 @@ import contextlib
 import logging
 import queue
 import sys
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 # Lines that wait for the thread.
 QUEUED = 10_000
+# Seconds after which the thread looks for lines again.
+LOOK_AGAIN = 0.05
 # Our packages and uvicorn's messages; of others, warnings and worse.
 _OURS = ("server", "adapters")
 _UVICORN = ("uvicorn", "uvicorn.error")
@@ -108,9 +111,23 @@ class _Sender(QueueHandler):
 
 
 class _Listener(QueueListener):
+    """Looks for lines instead of waiting for them: waking a thread for each one would cost a
+    request more than its line does, and take the processor from whoever reads the answer."""
+
     def __init__(self, waiting: queue.Queue[Any], writer: logging.Handler):
         super().__init__(waiting, writer)
         self._waiting = waiting
+
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        while True:
+            try:
+                record: logging.LogRecord = self._waiting.get_nowait()
+            except queue.Empty:
+                if not block:
+                    raise
+                time.sleep(LOOK_AGAIN)
+            else:
+                return record
 
     def enqueue_sentinel(self) -> None:
         # At the end there is time, also where the queue is full.

@@ -9,13 +9,13 @@ gateway's queues waits, though vLLM never heard of it, and adapters have the nam
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from adapters.models import AdapterRecord
+from adapters.models import AdapterRecord, VersionRecord
 from adapters.registry.snapshot import Snapshot
 from server.engine.engines import Engine
 from server.engine.residency import ResidencyCache
@@ -68,13 +68,13 @@ class PickerMetrics(Collector):
         resident = self._residency.current()
         held = set() if resident is None else {digest for digest in resident.slots if digest}
         waiting = set() if state is None else {digest for digest in state.waiting if digest}
-        names = _names(self._snapshot().adapters, held | waiting)
+        snapshot = self._snapshot()
         family = GaugeMetricFamily(
             LORA,
             "Adapters in slots, and those that requests wait for; the value is the time of this.",
             labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
         )
-        labels = [str(slots), _listed(names, held), _listed(names, waiting - held)]
+        labels = [str(slots), _listed(snapshot, held), _listed(snapshot, waiting - held)]
         family.add_metric(labels, time.time())
         return family
 
@@ -83,21 +83,17 @@ def _one(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _names(adapters: Mapping[str, AdapterRecord], digests: set[str]) -> Mapping[str, list[str]]:
-    """How a client may write each version: by its number, by tags, by the bare name."""
-    found: dict[str, list[str]] = {}
-    for adapter in adapters.values():
-        for version in adapter.versions.values():
-            if version.digest not in digests:
-                continue
-            tags = [tag for tag, number in adapter.tags.items() if number == version.number]
-            names = found.setdefault(version.digest, [])
-            names += [f"{adapter.name}:{part}" for part in (version.label, *sorted(tags))]
-            if adapter.default_tag in tags:
-                names.append(adapter.name)
-    return found
-
-
-def _listed(names: Mapping[str, list[str]], digests: Iterable[str]) -> str:
+def _listed(snapshot: Snapshot, digests: Iterable[str]) -> str:
+    held = (one for digest in digests for one in snapshot.holders(digest))
     # Sorted: every other order would be another series.
-    return ",".join(sorted(name for digest in digests for name in names.get(digest, ())))
+    return ",".join(sorted(name for adapter, version in held for name in _names(adapter, version)))
+
+
+def _names(adapter: AdapterRecord, version: VersionRecord) -> Iterator[str]:
+    """How a client may write the version: by its number, by tags, by the bare name."""
+    yield f"{adapter.name}:{version.label}"
+    for tag, number in adapter.tags.items():
+        if number == version.number:
+            yield f"{adapter.name}:{tag}"
+            if tag == adapter.default_tag:
+                yield adapter.name

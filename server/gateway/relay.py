@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 
-import aiohttp
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
+from server.engine.http_client import Answer
 from server.gateway.admission.tickets import FREE, Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body
@@ -187,7 +187,7 @@ class _Relayed(Response):
             again=lambda: placed_again(state.placing, target, state.snapshot()),
             ticket=ticket,
         )
-        self._upstream: aiohttp.ClientResponse | None = None
+        self._upstream: Answer | None = None
         self._path = ""
         self._first = b""
 
@@ -307,7 +307,7 @@ class _Relayed(Response):
         """The next whole events; empty at the end of the stream."""
         assert self._upstream is not None
         while True:
-            data = await self._upstream.content.readany()
+            data = await self._upstream.read_some()
             if self._events.broken:
                 return b""
             block = self._events.feed(data) if data else self._events.finish()
@@ -330,6 +330,5 @@ class _Relayed(Response):
     def _close(self, usage: Usage | None = None) -> None:
         self._client.hangup.cancel()
         if self._upstream is not None:
-            # Releases a connection that was read to its end, closes any other.
-            self._upstream.release() if self._upstream.content.at_eof() else self._upstream.close()
+            self._upstream.release()
         self._sending.release(usage)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from adapters.registry.snapshot import Snapshot
 from server.engine.residency import ResidencyCache, Resident
+from server.gateway.metrics import NONE
 
 
 class ResidencyCollector(Collector):
@@ -46,18 +47,14 @@ class ResidencyCollector(Collector):
         yield from self._counters(resident)
 
     def _places(self, resident: Resident) -> Metric:
-        # The same content may be a version of several adapters: it is resident for all of them.
-        names: dict[str, set[str]] = {}
-        for record in self._snapshot().adapters.values():
-            for version in record.versions.values():
-                names.setdefault(version.digest, set()).add(record.name)
+        snapshot = self._snapshot()
         counts: Counter[tuple[str, str]] = Counter()
         for where, digests in (("slot", resident.slots), ("cpu", resident.cpu)):
             for digest in digests:
                 if digest is not None:
-                    counts.update(
-                        (self._label(name), where) for name in names.get(digest, {"none"})
-                    )
+                    # Resident for every adapter that has it, once for each.
+                    names = {adapter.name for adapter, _ in snapshot.holders(digest)} or {NONE}
+                    counts.update((self._label(name), where) for name in names)
         places = GaugeMetricFamily(
             "adapterctl_adapter_resident",
             "Versions of the adapter in the engine's slots, and in its memory.",

@@ -14,8 +14,6 @@ import asyncio
 import math
 from typing import Any
 
-import aiohttp
-
 from adapters.errors import AdapterctlError
 from server.gateway.body import parse_object
 from server.gateway.copying import send_last
@@ -112,5 +110,5 @@ async def _post(hold: Hold, path: str, body: dict[str, Any]) -> dict[str, Any]:
                 if response.status != 200:
                     raise ScoreFailed(f"the engine answered {path} with {response.status}")
                 return parse_object(data)
-    except (aiohttp.ClientError, OSError, TimeoutError, AdapterctlError) as error:
+    except (OSError, AdapterctlError) as error:
         raise ScoreFailed(f"the engine did not answer {path}: {error}") from error

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import aiohttp
 from starlette.requests import Request
 
 from adapters.errors import EngineTimeout, EngineUnavailable, NotDeployed
 from adapters.frozen import Lane
+from server.engine.http_client import Answer
 from server.engine.transport import EngineTransport
 from server.gateway.admission.tickets import Ticket
 from server.gateway.admission.wiring import Place
@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 # Seconds beyond its own limit in which a wait must have ended.
 _GRACE = 10.0
-LOST = (aiohttp.ClientError, ConnectionError, OSError)
+# An engine that went away, ConnectionBroken among them.
+LOST = (OSError,)
 
 
 class ClientGone(Exception):
@@ -119,7 +120,7 @@ class Sending:
 
     async def send(
         self, path: str, document: dict[str, object], headers: dict[str, str], timeout: float
-    ) -> aiohttp.ClientResponse:
+    ) -> Answer:
         """The engine's answer as far as its headers; `hold` says whose it is.
 
         An engine that took nothing of it (nobody listens any more) is passed over for another

@@ -45,6 +45,7 @@ from server.gateway.runtime import (
 )
 from server.gateway.service_manager import READY, notify
 from server.gateway.tls import Tls
+from server.ongoing import Ongoing
 from server.quota_settings import quotas_of
 from server.settings import ServeSettings
 
@@ -219,15 +220,14 @@ class _Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         # The port answers at once (/healthz, 503 with Retry-After) while the engine comes up.
-        running = asyncio.create_task(self._run())
+        running = Ongoing(self._run)
+        running.start()
         # In a thread of its own: nothing waits for it, not even the end of the server.
         threading.Thread(target=self._resume_jobs, daemon=True).start()
         try:
             yield
         finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+            await running.close()
 
     def _resume_jobs(self) -> None:
         try:

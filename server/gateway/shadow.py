@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-import aiohttp
-
 from adapters.errors import AdapterctlError
 from adapters.lanes.choosing import shadows_of
 from adapters.lanes.models import Shadow
+from server.engine.http_client import Answer
 from server.engine.not_finite import fault_in, message_of
 from server.gateway.answer_text import read_answer
 from server.gateway.canary_metrics import CanaryMetrics
@@ -172,7 +172,7 @@ class Shadows:
             outcome = "engine_timeout"
         except AdapterctlError as error:
             outcome = error.code
-        except (aiohttp.ClientError, OSError):
+        except OSError:
             outcome = "engine_died"
         ended = time.monotonic()
         observation = Observation(
@@ -252,11 +252,11 @@ class _Exchange:
                 data = await response.read()
                 self._keep(data)
                 with contextlib.suppress(ValueError):
-                    self.usage = Usage.of(await response.json()) or self.usage
+                    self.usage = Usage.of(json.loads(data)) or self.usage
 
-    async def _stream(self, response: aiohttp.ClientResponse, began: float) -> None:
+    async def _stream(self, response: Answer, began: float) -> None:
         events = EventStream(ModelName("", ""), strip_usage=False)
-        async for data in response.content.iter_any():
+        while data := await response.read_some():
             block = events.feed(data)
             if block and self.first_token is None:
                 self.first_token = time.monotonic() - began

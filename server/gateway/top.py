@@ -7,7 +7,6 @@ on a request's path.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -32,6 +31,7 @@ from server.gateway.lane_models import (
 )
 from server.gateway.measured import MERGED_MODEL, MeasuredModels
 from server.gateway.traffic import MINUTE, QUARTER, Figures, Traffic, TrafficKey
+from server.ongoing import Ongoing
 
 WINDOWS = (MINUTE, QUARTER)
 ROWS = 50
@@ -72,21 +72,18 @@ class Sight:
         self._merged = merged
         self._in_flight = in_flight
         self._free_bytes = free_bytes
-        self._task: asyncio.Task[None] | None = None
+        self._measuring = Ongoing(self._keep_measured)
 
     def start(self) -> None:
         """Begin to read the engine and the reports, on the running event loop."""
         self.cache.start()
-        self._task = asyncio.create_task(self._keep_measured())
+        self._measuring.start()
 
     async def close(self) -> None:
         """End that."""
         await self.cache.close()
         await self.prefetcher.close()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._measuring.close()
 
     async def _keep_measured(self) -> None:
         while True:

@@ -15,15 +15,42 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from adapters.jobs.launching import AT_ONCE_VARIABLE
 from adapters.store.job_files import LOG_NAME
 from adapters.store.layout import StoreLayout
 
 _LARGEST = 65536
+
+
+class Fork:
+    """One of these processes. Nobody waits for them, so that its id may be another's as soon as it
+    has ended: it is known by its start, too."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._process: psutil.Process | None = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            self._process = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.is_running()
+
+    def signal(self, number: int) -> None:
+        """Send it; nothing where the process has ended."""
+        if self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
 
 
 class Forks:
@@ -39,12 +66,12 @@ class Forks:
 
     def launch(
         self, layout: StoreLayout, job_id: str, lock: int, *, at_once: int | None = None
-    ) -> int:
-        """In place of adapters.jobs.launching.launch; the process id."""
+    ) -> Fork:
+        """In place of adapters.jobs.launching.launch."""
         order = {"job": [str(layout.root), job_id], "at_once": at_once}
         return self._ask(order, lock)
 
-    def merge(self, store: Path, reference: str, out: Path, allowed: int) -> int:
+    def merge(self, store: Path, reference: str, out: Path, allowed: int) -> Fork:
         """A merge that says so and sleeps once `allowed` bytes are written; see `said`."""
         return self._ask({"merge": [str(store), reference, str(out), allowed]})
 
@@ -52,17 +79,16 @@ class Forks:
         """What the last process sent."""
         return self._socket.recv(_LARGEST).decode()
 
-    def _ask(self, order: dict[str, Any], *descriptors: int) -> int:
+    def _ask(self, order: dict[str, Any], *descriptors: int) -> Fork:
         message = [json.dumps(order).encode()]
         try:
             socket.send_fds(self._socket, message, list(descriptors))
         except BrokenPipeError:
-            # Process ids are used again: a test that kills by a number can hit this one.
             self.close()
             warnings.warn(f"what forks had ended with {self._process.returncode}", stacklevel=2)
             self._socket, self._process = _started()
             socket.send_fds(self._socket, message, list(descriptors))
-        return int(self.said())
+        return Fork(int(self.said()))
 
 
 class Forked:
@@ -71,7 +97,7 @@ class Forked:
     def __init__(self, forks: Forks) -> None:
         self._forks = forks
         self._doomed = False
-        self.processes: dict[str, int] = {}
+        self.processes: dict[str, Fork] = {}
 
     def kill_next(self) -> None:
         """The next process is killed as soon as it is there."""
@@ -84,7 +110,12 @@ class Forked:
         self.processes[job_id] = process
         if self._doomed:
             self._doomed = False
-            os.kill(process, signal.SIGKILL)
+            process.kill()
+
+    def close(self) -> None:
+        """Kill those that still run."""
+        for process in self.processes.values():
+            process.kill()
 
 
 def _started() -> tuple[socket.socket, subprocess.Popen[bytes]]:

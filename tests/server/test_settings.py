@@ -27,6 +27,8 @@ def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
         ('base = "b"\nport = "x"', "setting 'port'"),
         ('base = "b"\nport = 70000', "setting 'port'"),
         ('base = "b"\nengine_url = "ftp://x"', "setting 'engine_url'"),
+        ('base = "b"\nengine_url = "http://:80"', "must name a host"),
+        ('base = "b"\nengine_url = "http://e:port"', "setting 'engine_url'"),
         ("base = ", "not valid TOML"),
         ("", "'base' is not set: give --base"),
     ],

@@ -64,18 +64,13 @@ class AdmissionCollector(Collector):
         yield from self._service.collect()
 
     def _adapters(self, states: Mapping[str, QueueState]) -> Metric:
-        names = {
-            version.digest: adapter.name
-            for adapter in self._snapshot().adapters.values()
-            for version in adapter.versions.values()
-        }
+        snapshot = self._snapshot()
         queued: Counter[str] = Counter()
         for engine, state in states.items():
-            for digest, count in state.waiting.items():
-                if engine != BASE:
-                    name = names.get(engine, NONE)
-                else:
-                    name = self._base if digest is None else names.get(digest, NONE)
+            for adapter, count in state.waiting.items():
+                # A merged engine is known by what it serves.
+                digest = adapter if engine == BASE else engine
+                name = self._base if digest is None else _holder(snapshot, digest)
                 queued[self._metrics.label(name)] += count
         waiting = GaugeMetricFamily(
             "adapterctl_adapter_queue_requests", "Requests that wait.", labels=["adapter"]
@@ -103,6 +98,11 @@ class AdmissionCollector(Collector):
         for label, count in sorted(queued.items()):
             waiting.add_metric([label], count)
         return waiting
+
+
+def _holder(snapshot: Snapshot, digest: str) -> str:
+    """An adapter that has this content; where several do, nobody knows whose requests wait."""
+    return next((adapter.name for adapter, _ in snapshot.holders(digest)), NONE)
 
 
 def _queues(lanes: dict[str, list[QueueState]]) -> Iterator[Metric]:

@@ -144,14 +144,6 @@ INLINE void add_block(const Work *w, int64_t row, int64_t column, const float *s
     }
 }
 
-/* Bring 16 rows and `count` columns of y near, while others are worked on: they lie a whole row of y
-   apart, which no processor foresees. */
-INLINE void fetch_block(const Work *w, int64_t row, int64_t column, int64_t count) {
-    const char *y = row_y(w, row, column);
-    for (int i = 0; i < BLOCK; i++, y += 2 * w->y_stride)
-        for (int64_t at = 0; at < 2 * count; at += 64) __builtin_prefetch(y + at, 1);
-}
-
 /* Rows `first` to first + 16 * blocks of one slot; `inner` has room for their inner products. */
 static void multiply_blocks(const Work *w, const Slot *slot, int64_t first, int64_t blocks,
                             uint16_t *inner) {
@@ -182,13 +174,6 @@ static void multiply_blocks(const Work *w, const Slot *slot, int64_t first, int6
                     int64_t count = least(GROUP * LANES, outputs - at * LANES);
                     count = least(count, w->y_columns - start);
                     if (count <= 0) break;
-                    int64_t left = least(outputs - (at + GROUP) * LANES,
-                                         w->y_columns - start - GROUP * LANES);
-                    if (left > 0)
-                        fetch_block(w, first + row, start + GROUP * LANES,
-                                    least(GROUP * LANES, left));
-                    else if (row + BLOCK < blocks * BLOCK)
-                        fetch_block(w, first + row + BLOCK, m->slice[s].offset, GROUP * LANES);
                     multiply_any((const char *)(inner + row * width + column), width * 2,
                                  b + at * pairs * 64, pairs * 64, pairs / step, step, sums,
                                  (int)least(GROUP, vectors - at));

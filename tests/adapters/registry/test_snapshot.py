@@ -256,3 +256,19 @@ def test_ambiguous_digest_prefix_is_refused(catalog: Catalog, register: Register
     with pytest.raises(VersionNotFound, match="give more digits"):
         crafted.resolve(f"bot@{digest[:20]}")
     assert crafted.resolve(f"bot@{digest}").version == record.versions[1]
+
+
+def test_a_content_is_found_with_every_adapter_and_version_that_has_it(
+    catalog: Catalog, register: Register
+) -> None:
+    register(1)
+    register(2)
+    snapshot = catalog.snapshot()
+    bot = snapshot.adapters["bot"]
+    first, second = bot.versions[1], bot.versions[2]
+    again = first.model_copy(update={"number": 3})
+    twin = bot.model_copy(update={"name": "twin", "versions": {1: first, 3: again}})
+    both = Snapshot(snapshot.bases, {"bot": bot, "twin": twin}, 1)
+    assert both.holders(first.digest) == [(bot, first), (twin, first), (twin, again)]
+    assert both.holders(second.digest) == [(bot, second)]
+    assert not both.holders("0" * 64)

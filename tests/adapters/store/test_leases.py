@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,7 +89,7 @@ def test_gc_spares_what_a_live_engine_holds_until_it_is_killed(
     assert report.blobs == (digests[2],)
     assert sorted(report.kept_for_engines) == sorted(digests[:2])
     assert report.leases == ()
-    os.kill(engine.pid, signal.SIGKILL)
+    engine.kill()
     engine.wait()
     assert held_digests(layout) == {}
     assert dead_engines(layout) == ["engine-1"]
@@ -114,7 +112,7 @@ def test_an_engine_id_has_one_live_owner(
     with pytest.raises(InUse, match="another live engine"):
         again.acquire()
     assert held_digests(layout) == {d: {"engine-1"} for d in digests[:2]}
-    os.kill(engine.pid, signal.SIGKILL)
+    engine.kill()
     engine.wait()
     with again:
         assert engine_lives(layout, "engine-1")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from quantize.jobs.telling import Teller
 from tests.adapters.intake.artifact_builders import adapter_parts, write_parts
 from tests.adapters.jobs_at_hand import living_job, order
 from tests.quantize.conftest import Shop
-from tests.quantize.forks import Forked, Forks
+from tests.quantize.forks import Fork, Forked, Forks
 from tests.quantize.merging.test_resuming import bytes_of
 
 KILLS = 10
@@ -42,7 +41,7 @@ class Yard:
 
     catalog: Catalog
     reference: str
-    processes: dict[str, int]
+    processes: dict[str, Fork]
 
     def order(self, out: Path, *, at_once: int | None = None) -> JobRecord:
         wanted = MergeOrder(reference=self.reference, out=str(out))
@@ -56,8 +55,7 @@ class Yard:
         return self.catalog.job(job.id)
 
     def kill(self, job: JobRecord) -> None:
-        with suppress(ProcessLookupError):  # it was quicker
-            os.kill(self.processes[job.id], signal.SIGKILL)
+        self.processes[job.id].kill()
         until(lambda: not self.state(job).living)
 
 
@@ -150,10 +148,10 @@ def test_a_signal_is_a_cancel(yard: Yard, tmp_path: Path) -> None:
         assert yard.catalog.claim_turn(first.id, 1)
         for number in (signal.SIGTERM, signal.SIGINT):
             job = yard.order(tmp_path / "out")
-            status = Path(f"/proc/{yard.processes[job.id]}/status")
+            status = Path(f"/proc/{yard.processes[job.id].pid}/status")
             # Once it listens; Python itself does to SIGINT from the beginning.
             until(partial(caught, status, signal.SIGTERM))
-            os.kill(yard.processes[job.id], number)
+            yard.processes[job.id].signal(number)
             assert yard.ended(job).state is JobState.CANCELLED
 
 

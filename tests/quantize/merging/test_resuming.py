@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,10 +41,9 @@ def killed(forks: Forks, shop: Shop, reference: str, out: Path, allowed: int) ->
     """Runs a merge into `out` and kills it after `allowed` bytes."""
     process = forks.merge(shop.root / "store", reference, out, allowed)
     assert forks.said() == "killing"
-    os.kill(process, signal.SIGKILL)
-    with pytest.raises(ProcessLookupError):
-        while True:
-            os.kill(process, 0)
+    process.kill()
+    while process.running:
+        pass
 
 
 def test_killed_and_run_again(forks: Forks, shop: Shop, reference: str, tmp_path: Path) -> None:

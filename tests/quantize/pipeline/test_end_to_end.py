@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,9 +47,7 @@ def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forked]:
     forked = Forked(forks)
     monkeypatch.setattr(adapters.jobs.launching, "launch", forked)
     yield forked
-    for process in forked.processes.values():
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    forked.close()
 
 
 def until(works: Works, job: JobRecord, reached: Callable[[JobRecord], bool]) -> JobRecord:
@@ -81,9 +76,9 @@ def test_gptq_killed_while_it_quantizes(works: Works, forked: Forked, tmp_path: 
     )
     job = works.catalog.submit_job(order)
     until(works, job, lambda found: (found.step or "").startswith("quantizing"))
-    tools = psutil.Process(forked.processes[job.id]).children(recursive=True)
+    tools = psutil.Process(forked.processes[job.id].pid).children(recursive=True)
     assert tools, "a tool of its own quantizes"
-    os.kill(forked.processes[job.id], signal.SIGKILL)
+    forked.processes[job.id].kill()
     assert psutil.wait_procs(tools, timeout=30)[1] == [], "no tool outlives its job"
     assert works.catalog.job(job.id).state is JobState.INTERRUPTED
     assert len(works.catalog.adapters()) == 2

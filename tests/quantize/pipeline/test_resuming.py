@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,9 +29,7 @@ def forked(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forked]:
     forked = Forked(forks)
     monkeypatch.setattr(adapters.jobs.launching, "launch", forked)
     yield forked
-    for process in forked.processes.values():
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    forked.close()
 
 
 def ended(works: Works, job: JobRecord) -> JobRecord:
@@ -56,8 +51,7 @@ def test_killed_at_ten_random_moments(works: Works, forked: Forked) -> None:
     job = works.catalog.submit_job(order)
     for _ in range(KILLS):
         time.sleep(chance.uniform(0, duration))
-        with suppress(ProcessLookupError):
-            os.kill(forked.processes[job.id], signal.SIGKILL)
+        forked.processes[job.id].kill()
         if ended(works, job).state is JobState.SUCCEEDED:
             break
         killed = {adapter.name for adapter in works.catalog.adapters()} & {"killed"}

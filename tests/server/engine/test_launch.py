@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -51,7 +49,7 @@ def test_the_child_dies_when_its_parent_is_killed_even_after_an_exec() -> None:
     assert parent.stdout is not None
     assert parent.stdout.readline() == "up\n"
     assert Path(f"/proc/{child}").exists()
-    os.kill(parent.pid, signal.SIGKILL)
+    parent.kill()
     parent.wait()
     assert gone(child, 5)
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 import server.engine.merged as merged_module
 import server.engine.supervisor as supervisor_module
 from adapters.errors import EngineUnavailable, NotDeployed
+from server.engine.http_client import ConnectionBroken
 from server.engine.merged import MergedState
 from server.engine.pool import EnginePool
 from server.engine.process import session_members
@@ -197,7 +197,7 @@ async def test_a_killed_engine_fails_what_it_answers_and_comes_back_for_others(
     pid = pid_of(pool, "a")
     await asyncio.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises((aiohttp.ClientError, EngineUnavailable)):
+    with pytest.raises((ConnectionBroken, EngineUnavailable)):
         await answering
     hold.release()
     await until(lambda: not pool.ready(A.digest))
@@ -270,7 +270,7 @@ async def test_a_drain_has_an_end(small: SmallEngines) -> None:
         )
         pool.retain({}, set())
         began = time.monotonic()
-        with pytest.raises((aiohttp.ClientError, EngineUnavailable)):
+        with pytest.raises((ConnectionBroken, EngineUnavailable)):
             await answering
         assert time.monotonic() - began >= 0.2
         await until(lambda: pool.statuses() == [])

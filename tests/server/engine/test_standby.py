@@ -295,7 +295,7 @@ def test_a_killed_server_leaves_neither_engine_nor_standby(tmp_path: Path) -> No
     assert server.stdout is not None
     pids = [int(pid) for pid in server.stdout.readline().split()]
     assert len(pids) == 2
-    os.kill(server.pid, signal.SIGKILL)
+    server.kill()
     server.wait()
     deadline = time.monotonic() + 10
     while alive := [pid for pid in pids if _living(pid)]:

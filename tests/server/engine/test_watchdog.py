@@ -10,13 +10,13 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 import server.engine.supervisor as supervisor_module
 from server.engine.capacity import Capacity
 from server.engine.command import EngineCommand
 from server.engine.engines import EngineState
+from server.engine.http_client import ConnectionBroken
 from server.engine.process import EngineProcess, session_members
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress, EngineTransport
@@ -121,8 +121,8 @@ async def test_an_engine_that_hangs_is_killed_and_replaced_and_who_waits_is_told
     await until(lambda: engine.restarts == 1 and engine.state is EngineState.READY)
     assert session_members(first) == []
     async with asyncio.timeout(1):
-        with pytest.raises(aiohttp.ClientError):
+        with pytest.raises(ConnectionBroken):
             await waiting
         # Also who has had a part of the answer.
-        with pytest.raises(aiohttp.ClientError):
+        with pytest.raises(ConnectionBroken):
             await reading

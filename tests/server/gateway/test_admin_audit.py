@@ -203,7 +203,7 @@ def test_who_is_not_let_in_is_told(closed: str, catalog: Catalog) -> None:
     assert ask(closed, "POST", upload, b"bytes", x_request_id="r3")[0] == 401
     [row] = told(catalog, "r3")
     assert (row.actor, row.key, row.action) == ("unknown", None, "upload")
-    assert secret.rpartition("-")[2] not in str(catalog.audit())
+    assert secret.split("-", 2)[2] not in str(catalog.audit())
 
 
 def test_nobody_without_a_key_fills_the_disk(

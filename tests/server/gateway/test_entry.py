@@ -184,3 +184,48 @@ async def test_prompts_are_logged_only_when_that_is_switched_on(
         await response.read()
     await gateway.settled("adapterctl_completion_tokens_total", 4, adapter="pirate")
     assert lines(caplog)[-1]["prompt"] == "the-secret"
+
+
+@pytest.mark.parametrize("asked", [CHAT, {**CHAT, "stream": True}], ids=["whole", "streamed"])
+async def test_a_fault_of_our_own_is_an_error_and_in_the_log(
+    gateway: Gateway,
+    engine: ScriptedEngine,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+) -> None:
+    engine.handler = stream if "stream" in asked else answer
+    caplog.set_level("INFO")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("never foreseen")
+
+    monkeypatch.setattr("server.gateway.settle.Exchange.sent", broken)
+    async with gateway.post(PATH, json=asked) as response:
+        assert response.status == 500
+        said = (await response.json())["error"]["message"]
+    assert said == "this is a fault in the server; its log has the details"
+    [line] = lines(caplog)
+    assert (line["status"], line["outcome"]) == (500, "internal_error")
+    assert "never foreseen" in caplog.text
+
+
+async def test_a_fault_in_the_middle_of_a_stream_breaks_it_off_and_is_in_the_log(
+    gateway: Gateway,
+    engine: ScriptedEngine,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.handler = stream
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("never foreseen")
+
+    monkeypatch.setattr("server.gateway.settle.Exchange.next_token", broken)
+    async with gateway.post(PATH, json={**CHAT, "stream": True}) as response:
+        assert response.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    assert "never foreseen" in caplog.text
+    # Its place at the engine is given back.
+    assert sum(gateway.state.in_flight.values()) == 0

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import time
 from typing import Any
 
 import pytest
@@ -117,3 +118,14 @@ def test_a_traceback_shows_no_values() -> None:
             log.exception("it failed")
     assert "KeyError: 'x'" in stream.getvalue()
     assert "THE-SECRET" not in stream.getvalue()
+
+
+def test_lines_are_written_while_nothing_more_is_logged() -> None:
+    stream, pipe = written("json")
+    with pipe:
+        for count in (1, 2):
+            log.info("line %d", count)
+            until = time.monotonic() + 10
+            while stream.getvalue().count("\n") < count:
+                assert time.monotonic() < until, "the line was not written"
+                time.sleep(0.005)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from collections import Counter
@@ -173,13 +172,13 @@ async def test_sighup_reads_the_settings_again(
         config.write_text(
             "max_body_bytes = 8000\nqueue_limit = 7\njobs_at_once = 3\nlog_prompts=true"
         )
-        os.kill(server.process.pid, signal.SIGHUP)
+        server.process.send_signal(signal.SIGHUP)
         said = await server.says("'max_body_bytes' was 2000 and is 8000")
         assert (said["level"], said["logger"]) == ("info", "server.gateway.reloading")
         assert (await server.says("'jobs_at_once' has changed"))["level"] == "warning"
         assert await _status(url, padding=4000) == 200
         config.write_text("max_body_bytes = 3")
-        os.kill(server.process.pid, signal.SIGHUP)
+        server.process.send_signal(signal.SIGHUP)
         said = await server.says("the settings stay as they were")
         assert "max_body_bytes" in said["event"]
         assert await _status(url, padding=4000) == 200
@@ -205,7 +204,7 @@ async def test_a_quota_that_is_changed_counts_from_the_next_request(
         """As an operator does it: the file, and then the signal."""
         config.write_text(text)
         before = len(server.lines("read the settings again: 1 of them changed"))
-        os.kill(server.process.pid, signal.SIGHUP)
+        server.process.send_signal(signal.SIGHUP)
         async with asyncio.timeout(20):
             while len(server.lines("read the settings again: 1 of them changed")) == before:
                 await asyncio.sleep(0.05)

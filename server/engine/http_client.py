@@ -1,0 +1,374 @@
+"""HTTP/1.1 to an engine, as lean as its protocol: connections, requests, answers as they arrive.
+
+The parser is httptools', as in uvicorn. A client library around it (aiohttp) made a third of what
+the gateway costs a request (ADR 29): sessions, cookies, redirects, encodings and proxies, none of
+which exists between a gateway and its engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import ssl
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+# Bytes of an answer that wait for their reader before the engine is made to wait.
+_UNREAD = 2**18
+
+
+class ConnectionBroken(ConnectionError):
+    """The engine closed the connection, or said what is no HTTP, before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where HTTP is spoken: a host and port, or a unix socket; `prefix` goes before every path."""
+
+    host: str
+    port: int
+    prefix: str
+    authority: str
+    tls: ssl.SSLContext | None = None
+    socket: Path | None = None
+
+    @classmethod
+    def of(cls, url: str, socket: Path | None = None) -> Endpoint:
+        """Of an http or https URL; with `socket`, its host is a formality. Raises ValueError."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"'{url}' is no http or https URL")
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        port = parts.port or (443 if tls else 80)
+        authority = parts.netloc.rpartition("@")[2]
+        return cls(parts.hostname, port, parts.path.rstrip("/"), authority, tls, socket)
+
+    def request(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> bytes:
+        """A request as it is sent. Raises ValueError for what would not be one."""
+        lines = [f"{method} {self.prefix}{path} HTTP/1.1", f"host: {self.authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if body is not None:
+            lines.append(f"content-length: {len(body)}")
+        head = "\r\n".join(lines)
+        # A value with an end of line in it would be a header, or a request, of somebody's own.
+        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
+            raise ValueError("a request's line or header contains an end of line")
+        return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+
+class Client:
+    """Connections to one endpoint, kept open between requests."""
+
+    def __init__(self, endpoint: Endpoint, connect_timeout: float, kept_alive: float):
+        """`kept_alive`: seconds that a connection may have rested and still gets a request."""
+        self._endpoint = endpoint
+        self._connect_timeout = connect_timeout
+        self._kept_alive = kept_alive
+        self._all: set[Connection] = set()
+        # The one that has rested longest first.
+        self._resting: deque[Connection] = deque()
+        self._closed = False
+
+    async def connection(self) -> Connection:
+        """One that can take a request. Raises OSError, TimeoutError among them."""
+        if self._closed:
+            raise ConnectionBroken("the connections to the engine are closed")
+        self._let_go()
+        while self._resting:
+            # The one used last: the others may then rest until they are closed.
+            resting = self._resting.pop()
+            if resting.usable:
+                return resting
+        return await self._connect()
+
+    async def _connect(self) -> Connection:
+        loop, to = asyncio.get_running_loop(), self._endpoint
+        make = functools.partial(Connection, self)
+        async with asyncio.timeout(self._connect_timeout):
+            if to.socket is not None:
+                _, made = await loop.create_unix_connection(make, str(to.socket))
+            else:
+                _, made = await loop.create_connection(make, to.host, to.port, ssl=to.tls)
+        if self._closed:
+            made.abort()
+            raise ConnectionBroken("the connections to the engine are closed")
+        return made
+
+    async def ask(
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes | None,
+    ) -> Answer:
+        """Send a request; the answer as far as its headers. Raises ConnectionBroken."""
+        answer = connection.send(self._endpoint.request(method, path, headers, body))
+        try:
+            await answer.started()
+        except BaseException:
+            answer.release()
+            raise
+        return answer
+
+    def close(self) -> None:
+        """Close every connection; whoever reads an answer gets ConnectionBroken."""
+        self._closed = True
+        for connection in list(self._all):
+            connection.break_off(ConnectionBroken("the connections to the engine were closed"))
+
+    def opened(self, connection: Connection) -> None:
+        """Says a connection."""
+        self._all.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """Says a connection."""
+        self._all.discard(connection)
+
+    def free(self, connection: Connection) -> None:
+        """Says a connection that can take another request."""
+        connection.rests_since = time.monotonic()
+        self._resting.append(connection)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        oldest = time.monotonic() - self._kept_alive
+        while self._resting and self._resting[0].rests_since <= oldest:
+            self._resting.popleft().abort()
+
+
+class Connection(asyncio.Protocol):
+    """One connection; it has at most one request at a time."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._transport: asyncio.Transport | None = None
+        self._answer: Answer | None = None
+        self._parser: Any = None
+        # By time.monotonic(): when its last answer had ended.
+        self.rests_since = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can take a request."""
+        transport = self._transport
+        return self._answer is None and transport is not None and not transport.is_closing()
+
+    def send(self, request: bytes) -> Answer:
+        """Send a whole request; the answer has nothing yet."""
+        assert self.usable and self._transport is not None
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer = answer = Answer(self)
+        self._transport.write(request)
+        return answer
+
+    def done(self, answer: Answer) -> None:
+        """The answer is wanted no more. Where it was not read to its end the connection is closed,
+        by which an engine knows that it need not go on; further calls change nothing."""
+        if self._answer is not answer:
+            return
+        self._answer = None
+        if answer.at_end and answer.kept_alive and self.usable:
+            self._client.free(self)
+        else:
+            self.abort()
+
+    def break_off(self, error: ConnectionBroken) -> None:
+        """Close it; whoever reads an answer gets the error."""
+        if self._answer is not None:
+            self._answer.broken(error)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close it without another word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self, wait: bool) -> None:
+        """Let the engine wait with the rest of the answer, or go on."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.pause_reading() if wait else transport.resume_reading()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, but do the same.
+        self._transport = cast(asyncio.Transport, transport)
+        self._client.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            self.abort()  # Nobody asked.
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.break_off(ConnectionBroken(f"the engine's answer is no HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = self._parser = None
+        self._client.lost(self)
+        if self._answer is not None:
+            self._answer.connection_lost(exc)
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._answer is not None:
+            self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if self._answer is not None:
+            self._answer.begin(self._parser.get_status_code(), self._parser.should_keep_alive())
+
+    def on_body(self, data: bytes) -> None:
+        if self._answer is not None:
+            self._answer.arrived(data)
+
+    def on_message_complete(self) -> None:
+        if self._answer is not None and self._answer.status >= 200:
+            self._answer.end()
+
+
+class Answer:
+    """An answer: its status and headers (names in lower case), and its body as it arrives."""
+
+    def __init__(self, connection: Connection):
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        # Whether the engine keeps the connection open after it.
+        self.kept_alive = False
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._blocks: deque[bytes] = deque()
+        self._unread = 0
+        self._paused = False
+        self._complete = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def content_type(self) -> str:
+        """Without its parameters, in lower case; empty where the engine says none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all of it has been read."""
+        return self._complete and not self._blocks
+
+    def release(self) -> None:
+        """It is wanted no more: its connection is used again, or closed where some of it is unread.
+        Further calls change nothing."""
+        self._connection.done(self)
+
+    def close(self) -> None:
+        """Close its connection, from whichever task: its reader gets ConnectionBroken."""
+        self.broken(ConnectionBroken("the answer is wanted no more"))
+        self._connection.done(self)
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+    async def started(self) -> None:
+        """Wait for status and headers. Raises ConnectionBroken."""
+        while self.status < 200:
+            await self._more()
+
+    async def read_some(self) -> bytes:
+        """What has arrived, at least a byte; empty at the end. Raises ConnectionBroken."""
+        while not self._blocks:
+            if self._complete:
+                return b""
+            await self._more()
+        data = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
+        self._blocks.clear()
+        self._unread = 0
+        if self._paused:
+            self._paused = False
+            self._connection.pause(False)
+        return data
+
+    async def read(self) -> bytes:
+        """The rest of the body. Raises ConnectionBroken."""
+        parts = []
+        while part := await self.read_some():
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def text(self) -> str:
+        """The rest of the body as UTF-8. Raises ConnectionBroken."""
+        return (await self.read()).decode("utf-8", errors="replace")
+
+    async def json(self) -> Any:
+        """The body as JSON. Raises ValueError, ConnectionBroken."""
+        return json.loads(await self.read())
+
+    async def _more(self) -> None:
+        if self._error is not None:
+            raise self._error
+        assert self._waiter is None, "an answer has one reader"
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # What the connection says.
+
+    def begin(self, status: int, kept_alive: bool) -> None:
+        """Status and headers are there; below 200 they announce others."""
+        self.status = status
+        self.kept_alive = kept_alive
+        if status < 200:
+            self.headers.clear()
+        else:
+            self._wake()
+
+    def arrived(self, data: bytes) -> None:
+        """A part of the body is there."""
+        self._blocks.append(data)
+        self._unread += len(data)
+        if self._unread > _UNREAD and not self._paused:
+            self._paused = True
+            self._connection.pause(True)
+        self._wake()
+
+    def end(self) -> None:
+        """All of it is there."""
+        self._complete = True
+        self._wake()
+
+    def broken(self, error: Exception) -> None:
+        """There will not be more of it."""
+        if not self._complete and self._error is None:
+            self._error = error
+        self._wake()
+
+    def connection_lost(self, reason: Exception | None) -> None:
+        """It is closed: the end of an answer that gave no length, too soon for any other."""
+        if self._delimited or self.status < 200 or reason is not None:
+            error = ConnectionBroken("the engine closed the connection before its answer's end")
+            error.__cause__ = reason
+            self.broken(error)
+        else:
+            self.end()
+
+    @property
+    def _delimited(self) -> bool:
+        return "content-length" in self.headers or "transfer-encoding" in self.headers
