@@ -6,13 +6,16 @@ read wrong, and they no longer do.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai import OpenAIError
@@ -21,6 +24,7 @@ from adapters.catalog import Catalog
 from loadtests.live import LiveServer
 from tests.adapters.bases.quantized_dirs import ARTIFACTS, AUTOAWQ, AUTOGPTQ
 from tests.quantize.artifacts.make import OTHERS, SENTENCES
+from tests.server.gateway.otlp import Collector, collector
 
 WORDS = 3
 TOKENS = 40
@@ -91,17 +95,42 @@ def offline(older: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="module")
+def traces() -> Iterator[Collector]:
+    """A collector in a loop and a thread of its own: the server lives longer than a test's loop."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def done(step: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(step, loop).result(20)
+
+    context = collector()
+    yield done(context.__aenter__())
+    done(context.__aexit__(None, None, None))
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
 def awq(
-    offline: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
+    offline: subprocess.Popen[str], traces: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """A server on what autoawq wrote; the adapter registered for that, and for the 16-bit base."""
+    """A server on what autoawq wrote; the adapter registered for that, and for the 16-bit base.
+
+    It sends traces of what a client has traced, and of nothing else: that needs no engine of its
+    own.
+    """
     store = tmp_path_factory.mktemp("quantized") / "store"
     with Catalog.init(store) as catalog:
         catalog.base_add("awq", AUTOAWQ)
         catalog.register(str(ARTIFACTS / "lora"), name="others", base="awq")
         catalog.base_add("trained", ARTIFACTS / "trained")
         catalog.register(str(ARTIFACTS / "lora"), name="sixteen", base="trained")
-    server = LiveServer(store, "--base", "awq", "--port", "0", "--max-model-len", "128")
+    server = LiveServer(
+        *(store, "--base", "awq", "--port", "0", "--max-model-len", "128"),
+        *("--otlp-endpoint", traces.url, "--otlp-sample", "0"),
+    )
     server.start()
     yield server
     server.stop()
@@ -145,3 +174,27 @@ def test_an_adapter_for_another_base_is_told_what_to_do(awq: LiveServer) -> None
     """The 16-bit model is another base than what was quantized of it."""
     with pytest.raises(OpenAIError, match=r"register the adapter for it, too \(`--base awq`\)"):
         said(awq, "sixteen", "The")
+
+
+async def test_gateway_and_engine_send_spans_of_one_trace(
+    awq: LiveServer, traces: Collector
+) -> None:
+    trace, client = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    asked = awq.async_client().completions
+    body: dict[str, Any] = {"model": "others", "prompt": opening(OTHERS[0]), "max_tokens": 4}
+    # What nobody traces is traced by none of the two.
+    await asked.create(**body)
+    await asked.create(**body, extra_headers={"traceparent": f"00-{trace}-{client}-01"})
+    own = await traces.named("POST /v1/completions")
+    below = await traces.named("engine")
+    engines = await traces.named("llm_request")
+    assert {own.trace, below.trace, engines.trace} == {trace}
+    assert (own.parent, below.parent, engines.parent) == (client, own.id, below.id)
+    assert (own.service, engines.service) == ("adapterctl", "adapterctl-engine")
+    assert own.attributes["adapterctl.version"] == "others:v1"
+    counted = ("gen_ai.usage.prompt_tokens", "gen_ai.usage.completion_tokens")
+    ours = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    assert [engines.attributes[name] for name in counted] == [own.attributes[n] for n in ours]
+    # vLLM's start is a trace of its own; of requests there is this one.
+    names = [span.name for span in traces.spans if span.trace == trace or "llm" in span.name]
+    assert sorted(names) == ["POST /v1/completions", "engine", "llm_request"]

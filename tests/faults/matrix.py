@@ -174,12 +174,14 @@ MATRIX = (
         ),
     ),
     Row(
-        "a stored adapter is damaged before it is loaded",
+        "a stored adapter is damaged before it is loaded, or while it is evicted",
         "409 `adapter_not_loadable`, then 404 `quarantined` with the reason; all others go on",
         "nothing: registering the same source again repairs it",
         (
             "tests/server/vllm_plugin/test_resolver.py::"
             "test_a_bit_that_turned_over_is_found_before_the_adapter_is_served",
+            "tests/server/vllm_plugin/test_reading.py::"
+            "test_what_changed_on_the_disk_since_it_was_last_read_is_refused",
             f"{_GATEWAY}/test_guard.py::"
             "test_damaged_files_are_quarantined_with_what_is_wrong_with_them",
             "tests/adapters/store/test_publish.py::test_a_damaged_blob_is_replaced",

@@ -15,6 +15,7 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.model_executor.models.utils import WeightsMapper
 
+from adapters.store.content import CONTENT_FILE, Content, file_digest
 from server.vllm_plugin.patches import PROVED
 from server.vllm_plugin.reading import Reader, first_not_finite
 
@@ -191,6 +192,36 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
     file.write_bytes(whole[: min(cut, len(whole) - 1)])
     with pytest.raises(ValueError, match=r"truncated|damaged|no valid safetensors header"):
         read(reader(), directory, torch.float32)
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+def test_what_changed_on_the_disk_since_it_was_last_read_is_refused(
+    tmp_path: Path, canonical: bool
+) -> None:
+    """One bit of a weight, which stays finite: only its hash tells."""
+    made = write(
+        tmp_path / "made",
+        dict.fromkeys(MODULES, 4),
+        torch.float32,
+        **({} if canonical else {"lora_alpha": 8}),
+    )
+    files = {path.name: file_digest(path) for path in made.iterdir()}
+    content = Content(base="sha256:" + "b" * 64, files=files)
+    (made / CONTENT_FILE).write_bytes(content.encode())
+    blob = made.rename(tmp_path / content.digest.removeprefix("sha256:"))
+    ours = reader()
+    assert read(ours, blob, torch.float32).loras.keys() == set(MODULES)
+    weights = blob / "adapter_model.safetensors"
+    stored = bytearray(weights.read_bytes())
+    stored[-4] ^= 1
+    weights.write_bytes(stored)
+    with pytest.raises(ValueError, match="is damaged: its sha256 is not the recorded one"):
+        read(ours, blob, torch.float32)
+    # Nor does it help to change what is recorded: that has its hash in its name.
+    forged = content.files | {weights.name: file_digest(weights)}
+    (blob / CONTENT_FILE).write_bytes(Content(base=content.base, files=forged).encode())
+    with pytest.raises(ValueError, match="is damaged"):
+        read(ours, blob, torch.float32)
 
 
 def test_a_pair_that_lacks_one_side_is_refused(tmp_path: Path) -> None:
