@@ -25,7 +25,7 @@ ALIVE_PATH = "/adapterctl/alive"
 LONGEST_STEP = 300.0
 # Processor seconds a second from which an engine counts as computing. Waiting takes a hundredth; a
 # machine that does much else leaves less to it than it would take.
-COMPUTES = 0.2
+COMPUTES = 0.1
 # The API server is there and its core is not; it would end by itself, a dozen seconds later.
 DEAD = 503
 # The route is not there, or the engine was not started to answer it.
@@ -44,8 +44,7 @@ async def until_hung(
 
     It is asked every `interval` seconds, and has `limit` seconds to answer; where it is `patient`
     (None: on a CPU), up to LONGEST_STEP as long as it computes. A core that has died is found so,
-    too. Never returns for an engine that
-    lives, nor for one that cannot be asked.
+    too. Never returns for an engine that lives, nor for one that cannot be asked.
     """
     patient = on_cpu() if patient is None else patient
     while True:
