@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
-# An engine that ran this long had no start-up problem: its next restart is immediate again.
-STABLE_AFTER = 120.0
+# An engine that answered this long had no start-up problem: its next restart is immediate again.
+# Longer than a request takes that kills every engine it is sent to, where the clients try again.
+STABLE_AFTER = 20.0
 HEALTH_INTERVAL = 5.0
 # vLLM ends itself when its core dies, but its health check fails first; give it that time.
 FAILED_CHECKS = 3

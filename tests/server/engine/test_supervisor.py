@@ -132,6 +132,25 @@ async def test_a_killed_engine_is_started_again_and_leaves_no_child(make: Make) 
     assert engine.status().id != first_id
 
 
+@pytest.mark.parametrize(("stable_after", "waits"), [(0.0, [0.4] * 3), (60.0, [0.4, 0.8, 1.6])])
+async def test_only_an_engine_that_dies_soon_waits_longer_each_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch, stable_after: float, waits: list[float]
+) -> None:
+    monkeypatch.setattr(supervisor_module, "FIRST_BACKOFF", 0.4)
+    monkeypatch.setattr(supervisor_module, "STABLE_AFTER", stable_after)
+    engine = make("serve")
+    await engine.start()
+    seen = []
+    for died in range(len(waits)):
+        os.kill(pid_of(engine), signal.SIGKILL)
+        await until(lambda: engine.status().state is EngineState.DOWN and engine.retry_in > 0)
+        seen.append(engine.retry_in)
+        await until(lambda: engine.status().state is EngineState.READY)
+        assert engine.restarts == died + 1
+    for wait, found in zip(waits, seen, strict=True):
+        assert wait / 2 < found <= wait
+
+
 async def test_an_engine_that_fails_its_health_checks_is_replaced(make: Make) -> None:
     engine = make("sick")
     await engine.start()
