@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,14 +79,7 @@ class Forks:
         return self._socket.recv(_LARGEST).decode()
 
     def _ask(self, order: dict[str, Any], *descriptors: int) -> Fork:
-        message = [json.dumps(order).encode()]
-        try:
-            socket.send_fds(self._socket, message, list(descriptors))
-        except BrokenPipeError:
-            self.close()
-            warnings.warn(f"what forks had ended with {self._process.returncode}", stacklevel=2)
-            self._socket, self._process = _started()
-            socket.send_fds(self._socket, message, list(descriptors))
+        socket.send_fds(self._socket, [json.dumps(order).encode()], list(descriptors))
         return Fork(int(self.said()))
 
 
