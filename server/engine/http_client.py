@@ -1,8 +1,8 @@
 """HTTP/1.1 to an engine, as lean as its protocol: connections, requests, answers as they arrive.
 
-The parser is httptools', as in uvicorn. A client library around it (aiohttp) made a third of what
-the gateway costs a request (ADR 29): sessions, cookies, redirects, encodings and proxies, none of
-which exists between a gateway and its engine.
+The parser is httptools', as in uvicorn. A client library around it (aiohttp) made a quarter of
+what the gateway costs a request (ADR 29): sessions, cookies, redirects, encodings and proxies,
+none of which exists between a gateway and its engine.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ class _Application(FastAPI):
 class _ShortWay:
     """Requests for the engine go to the relay; everything else is the application's.
 
-    FastAPI's layers would ask each of them again where it goes and who handles its errors, a fifth
-    of what the gateway has to do for one. Its documentation has these routes all the same.
+    FastAPI's layers would ask for each of them again where it goes and who handles its errors
+    (ADR 29). Its documentation has these routes all the same.
     """
 
     def __init__(self, app: ASGIApp, state: GatewayState):

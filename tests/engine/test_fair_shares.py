@@ -7,9 +7,6 @@ engine is given requests is in tests/server/gateway/test_fair_shares.py.
 from __future__ import annotations
 
 import asyncio
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 import aiohttp
@@ -17,6 +14,7 @@ import pytest
 
 from adapters.catalog import Catalog
 from loadtests.live import LiveServer
+from tests.engine.keys_gone import wait_until_no_key_is_needed
 
 PLACES = 6
 FLOOD = 40
@@ -34,19 +32,7 @@ def keys(live: LiveServer) -> Iterator[dict[str, str]]:
     with Catalog.open(live.store) as catalog:
         for key, _ in made.values():
             catalog.revoke_key(key)
-    deadline = time.monotonic() + 30
-    while _asks_for_a_key(live):
-        assert time.monotonic() < deadline, "it has not seen that the keys are revoked"
-        time.sleep(0.05)
-
-
-def _asks_for_a_key(live: LiveServer) -> bool:
-    try:
-        urllib.request.urlopen(f"{live.url}/v1/models", timeout=10).close()
-    except urllib.error.HTTPError as error:
-        assert error.code == 401
-        return True
-    return False
+    wait_until_no_key_is_needed(live)
 
 
 @pytest.fixture

@@ -6,9 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 
 from adapters.catalog import Catalog
 from loadtests.live import LiveServer
+from tests.engine.keys_gone import wait_until_no_key_is_needed
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,19 +36,7 @@ def as_it_was(live: LiveServer) -> Iterator[LiveServer]:
             catalog.revoke_key(record.id)
         if any(adapter.name == "captain" for adapter in catalog.adapters()):
             catalog.rm("captain", force=True)
-    deadline = time.monotonic() + 30
-    while asks_for_a_key(live):
-        assert time.monotonic() < deadline, "it has not seen that the keys are revoked"
-        time.sleep(0.05)
-
-
-def asks_for_a_key(live: LiveServer) -> bool:
-    try:
-        urllib.request.urlopen(f"{live.url}/v1/models", timeout=10).close()
-    except urllib.error.HTTPError as error:
-        assert error.code == 401
-        return True
-    return False
+    wait_until_no_key_is_needed(live)
 
 
 def test_every_line_works_as_it_stands(as_it_was: LiveServer, tmp_path: Path) -> None:
