@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -32,8 +33,10 @@ class Side:
     """One way to the engine: through the gateway, or directly."""
 
     def __init__(self, name: str, url: str, socket: str | None):
+        # An engine closes what rested for five seconds: not just when it is used again.
+        kept: dict[str, Any] = {"limit": 0, "keepalive_timeout": 4}
         connector = (
-            aiohttp.UnixConnector(socket, limit=0) if socket else aiohttp.TCPConnector(limit=0)
+            aiohttp.UnixConnector(socket, **kept) if socket else aiohttp.TCPConnector(**kept)
         )
         self.name = name
         self._url = url

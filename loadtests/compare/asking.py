@@ -28,13 +28,15 @@ class Answered:
 
 
 class Asker:
-    """Connections to one engine on its unix socket."""
+    """Asks one engine on its unix socket, each request on a connection of its own."""
 
-    def __init__(self, name: str, socket: str) -> None:
+    def __init__(self, name: str, socket: str, session: int = 0) -> None:
+        """`session`: the engine's first process, which leads all of its processes."""
         self.name = name
+        self.session = session
         # A round of stock vLLM's LoRA takes half a minute.
         timeout = aiohttp.ClientTimeout(total=600)
-        connector = aiohttp.UnixConnector(socket, limit=0)
+        connector = aiohttp.UnixConnector(socket, limit=0, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
 
     async def __aenter__(self) -> Asker:

@@ -65,7 +65,7 @@ class Engines:
         process = await EngineProcess.spawn(command)
         try:
             await _until_ready(side, process, command, within)
-            async with Asker(side, str(command.socket)) as asker:
+            async with Asker(side, str(command.socket), process.pid) as asker:
                 yield asker
         finally:
             await process.stop(20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.errors import AdapterctlError
 from demo.prepare import BASE_NAME
@@ -22,6 +22,7 @@ from loadtests.compare.bars import (
 from loadtests.compare.engines import COMPILED, OURS, PLAIN, STOCK, Engines
 from loadtests.compare.peft_side import PEFT, measure_peft
 from loadtests.compare.session import Session
+from loadtests.compare.taking_turns import Turns
 
 AT_ONCE = 8
 PROMPT, SHORT_PROMPT = 256, 16
@@ -95,27 +96,48 @@ async def measure(session: Session) -> Table:
 
 
 async def _ours(session: Session, engines: Engines, low: list[str], samples: Samples) -> None:
-    """One engine at a time: two on few cores hinder each other even while one of them waits.
-    The one without LoRA before and after the other, so that neither has the better minutes."""
-    half = session.rounds // 2
-    await _plain(session, engines, samples, session.rounds - half)
+    """Base requests with and without LoRA by two engines in turns: what is compared are percents,
+    and minutes apart one and the same engine differs by more. Then the adapters alone."""
     async with engines.up(OURS) as ours:
         names = [engines.name(OURS, name) for name in low]
+        base = Asked("base", ours, spread([BASE_NAME]))
         asked = [
-            Asked("base", ours, spread([BASE_NAME])),
+            base,
             Asked("1 adapter", ours, spread(names[:1])),
             Asked("4 adapters", ours, spread(names[:4])),
             Asked("8 adapters", ours, spread(names)),
         ]
         await _rounds(session, asked, samples, session.rounds)
-    if half:
-        await _plain(session, engines, samples, half)
+        async with engines.up(PLAIN) as plain:
+            pair = [
+                replace(base, name="base in turns"),
+                Asked("without LoRA", plain, spread([BASE_NAME])),
+            ]
+            await _in_turns(session, pair, samples, 2 * session.rounds)
 
 
-async def _plain(session: Session, engines: Engines, samples: Samples, rounds: int) -> None:
-    async with engines.up(PLAIN) as plain:
-        asked = [Asked("without LoRA", plain, spread([BASE_NAME]))]
-        await _rounds(session, asked, samples, rounds)
+async def _in_turns(
+    session: Session, asked: Sequence[Asked], samples: Samples, rounds: int
+) -> None:
+    """Rounds of engines that are all up, each stopped while another one is measured."""
+    turns = Turns([one.asker.session for one in asked])
+    for one in asked:
+        await one.asker.decode(one.models, SHORT_PROMPT, 4, f"warm {one.name}")
+    with turns.begun():
+        for number in range(rounds):
+            session.say(f"kernels: round {number + 1} of {rounds}, in turns")
+            for one in asked if number % 2 else asked[::-1]:
+                with turns.of(one.asker.session):
+                    # Caches and clocks are another engine's.
+                    await one.asker.decode(one.models, SHORT_PROMPT, 4, f"wake {number}")
+                    await _measured(one, samples, session.tokens, f"{one.name} turn {number}")
+
+
+async def _measured(one: Asked, samples: Samples, tokens: int, seed: str) -> None:
+    seconds = await one.asker.first_token(one.models, PROMPT, f"{seed} first")
+    samples.setdefault(one.first, []).append(seconds)
+    rate = await one.asker.decode(one.models, SHORT_PROMPT, tokens, seed)
+    samples.setdefault(one.rate, []).append(rate)
 
 
 async def _stock(session: Session, engines: Engines, low: list[str], samples: Samples) -> None:
@@ -208,7 +230,9 @@ def rows(samples: Samples) -> tuple[Row, ...]:
         decode("decode, 1 adapter : base", "1 adapter", "base", at_least(0.85)),
         decode("decode, 4 mixed : base", "4 adapters", "base", at_least(0.75)),
         decode("decode, 8 mixed : base", "8 adapters", "base", at_least(0.70)),
-        decode("decode, base : engine without LoRA", "base", "without LoRA", at_least(0.97)),
+        decode(
+            "decode, base : engine without LoRA", "base in turns", "without LoRA", at_least(0.97)
+        ),
         _faster(samples, "first token, engine without LoRA : base", at_least(0.97)),
         decode(
             "decode, 4 mixed, rank 64 : rank 16",
@@ -251,7 +275,7 @@ def _row(samples: Samples, title: str, over: str, under: str, unit: str, bar: Ba
 
 def _faster(samples: Samples, title: str, bar: Bar) -> Row:
     """Prefill of base requests, as a speed: the bar is on requests, not on decode alone."""
-    return _row(samples, title, "first token: without LoRA", "first token: base", "s", bar)
+    return _row(samples, title, "first token: without LoRA", "first token: base in turns", "s", bar)
 
 
 def _figures(samples: Samples, over: str, under: str, unit: str) -> str:
@@ -266,7 +290,8 @@ def _explained(session: Session) -> list[str]:
     stock = "one round" if session.quick else "two rounds"
     return [
         "Engine without LoRA: ours with the same settings and no adapters, eager like the one "
-        "with LoRA; measured before and after that one. One engine is up at a time.",
+        "with LoRA. Both are up, one of them stopped while the other is measured, twice as many "
+        "rounds. Of all others one engine is up at a time.",
         f"Stock vLLM: the same model and flags, VLLM_PLUGINS empty; {stock} only, since a round "
         "of first tokens takes it half a minute.",
         "Rank 64 is compared on an engine whose slots hold rank 64, rank 16 on the same one.",

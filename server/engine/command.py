@@ -13,6 +13,7 @@ import psutil
 from adapters.bases.engine_limits import on_cpu
 from adapters.models import BaseRecord, Quantization
 from adapters.store.layout import engine_name
+from server.engine.allocator import kept_memory
 from server.engine.binding import preferred_openmp
 from server.engine.capacity import Capacity
 from server.engine.launch import LAUNCH_MODULE, START_VARIABLE
@@ -168,6 +169,7 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
         own["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
         own.update(_reserved_cores())
         own.update(preferred_openmp(os.environ))
+        own.update(kept_memory(os.environ))
     return {**os.environ, **own}
 
 

@@ -109,8 +109,14 @@ class Client:
         headers: dict[str, str],
         body: bytes | None,
     ) -> Answer:
-        """Send a request; the answer as far as its headers. Raises ConnectionBroken."""
-        answer = connection.send(self._endpoint.request(method, path, headers, body))
+        """Send a request; the answer as far as its headers. Raises ConnectionBroken, and
+        ValueError for what would not be a request, with the connection as it was."""
+        try:
+            request = self._endpoint.request(method, path, headers, body)
+        except ValueError:
+            self.free(connection)
+            raise
+        answer = connection.send(request)
         try:
             await answer.started()
         except BaseException:

@@ -117,8 +117,7 @@ class Warm:
         """Keep this thread, and those it makes from now on, where the worker's belong.
 
         GNU's library binds each of its threads to one processor, the first to the first. Intel's
-        binds none in a forked process; within their processors they move as the kernel sees fit,
-        which is what lets several engines share them.
+        binds in a forked process all but the first; that one moves as the kernel sees fit.
         """
         gnu = "GOMP_CPU_AFFINITY" in self._started
         os.sched_setaffinity(0, self._bound_to[:1] if gnu else self._bound_to)

@@ -138,11 +138,15 @@ async def test_what_is_sent_is_the_request(wire: Wire, client: Client) -> None:
 
 @pytest.mark.parametrize("end", ["\r\n", "\n", "\r"])
 async def test_no_value_makes_another_header(wire: Wire, client: Client, end: str) -> None:
-    connection = await client.connection()
     for path, headers in ((f"/{end}x: y", {}), ("/", {"accept": f"a{end}x: y"})):
         with pytest.raises(ValueError, match="end of line"):
-            await client.ask(connection, "GET", path, headers, None)
+            await client.ask(await client.connection(), "GET", path, headers, None)
     assert wire.asked == []
+    # What was refused has cost no connection.
+    wire.says = [sized([b"x"])]
+    async with await ask(client) as answer:
+        assert answer.status == 200
+    assert wire.connections == 1
 
 
 async def test_an_answer_left_unread_closes_its_connection(wire: Wire, client: Client) -> None:
