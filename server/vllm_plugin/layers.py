@@ -17,6 +17,7 @@ from vllm.lora.layers import (
     ColumnParallelLinearWithLoRA,
     MergedColumnParallelLinearWithLoRA,
     RowParallelLinearWithLoRA,
+    VocabParallelEmbeddingWithLoRA,
 )
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear
@@ -31,6 +32,24 @@ def install() -> None:
     for kind in (ColumnParallelLinearWithLoRA, RowParallelLinearWithLoRA):
         if not hasattr(kind.forward, "__wrapped__"):
             kind.forward = asked_once(kind.forward)
+    embedding = VocabParallelEmbeddingWithLoRA
+    if not hasattr(embedding.forward, "__wrapped__"):
+        embedding.forward = looked_up_once(embedding.forward)
+
+
+def looked_up_once(
+    original: Callable[[Any, torch.Tensor], torch.Tensor],
+) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """The embedding LoRA layer's `forward` without the adapters' rows where no row has any."""
+
+    @functools.wraps(original)
+    def forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+        if getattr(layer.punica_wrapper, "idle", False):
+            found: torch.Tensor = layer.base_layer.forward(x)
+            return found
+        return original(layer, x)
+
+    return forward
 
 
 def asked_once(original: Callable[[Any, torch.Tensor], Any]) -> Callable[[Any, torch.Tensor], Any]:

@@ -50,6 +50,7 @@ def install_in_worker() -> None:
     from server.vllm_plugin import layers
 
     layers.install()
+    _tell_of_adapters_only()
     _route_prompt_logits()
     _refuse_unusable_adapters()
     _find_the_device_of_int8_layers()
@@ -148,6 +149,30 @@ def _zero_new_cache_blocks() -> None:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda self: True)
+
+
+def _tell_of_adapters_only() -> None:
+    """vLLM 0.32 makes a mapping of all rows for every step, also where no request has an adapter:
+    for a prompt of 2,048 tokens a Python list of as many."""
+    from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
+
+    if not hasattr(LoRAModelRunnerMixin.set_active_loras, "__wrapped__"):
+        LoRAModelRunnerMixin.set_active_loras = unless_idle(LoRAModelRunnerMixin.set_active_loras)
+
+
+def unless_idle(original: Callable[..., None]) -> Callable[..., None]:
+    """LoRAModelRunnerMixin.set_active_loras that does nothing for the second of two steps without
+    adapters. Which of our wrapper's rows those would be, it does not ask then."""
+
+    @functools.wraps(original)
+    def patched(runner: Any, input_batch: Any, *arguments: Any, **options: Any) -> None:
+        if not input_batch.lora_id_to_lora_request:
+            wrappers = _wrappers(runner)
+            if wrappers and all(wrapper.idle for wrapper in wrappers):
+                return
+        original(runner, input_batch, *arguments, **options)
+
+    return patched
 
 
 def _route_prompt_logits() -> None:

@@ -119,7 +119,8 @@ class AdapterPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM is u
 
     def slot_of_row(self, row: int) -> int:
         """The slot of one row of the current step, -1 without adapter."""
-        return self._tokens.plan.indices[row]
+        # A step without adapters may not have been told of (patches.py).
+        return -1 if self.idle else self._tokens.plan.indices[row]
 
     @contextmanager
     def writing(self, slot: int, at_most: int | None = None) -> Iterator[None]:

@@ -12,6 +12,7 @@ from vllm.lora.layers import (
     LoRAMapping,
     MergedColumnParallelLinearWithLoRA,
     RowParallelLinearWithLoRA,
+    VocabParallelEmbeddingWithLoRA,
 )
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear
@@ -73,6 +74,32 @@ def test_it_answers_as_vllms_own(kind: Any, skip_bias_add: bool, return_bias: bo
             assert found[1] is wanted[1]
             found, wanted = found[0], wanted[0]
         assert torch.equal(found, wanted)
+
+
+def test_an_embedding_looks_up_adapters_rows_only_where_there_are_any() -> None:
+    torch.manual_seed(4)
+    kind: Any = VocabParallelEmbeddingWithLoRA
+    layer: Any = kind.__new__(kind)
+    torch.nn.Module.__init__(layer)
+    layer.base_layer = torch.nn.Embedding(20, 8)
+    layer.lora_a_stacked_2d = torch.randn(40, 4)
+    layer.lora_b_stacked = torch.randn(2, 1, 8, 4)
+    layer.punica_wrapper = AdapterPunicaWrapper(64, 8, torch.device("cpu"))
+    forward = layers.looked_up_once(getattr(kind.forward, "__wrapped__", kind.forward))
+    x = torch.tensor([3, 19, 0])
+    for indices in ([-1, -1, -1], [1, -1, 0], [-1, -1, -1]):
+        layer.punica_wrapper.update_metadata(
+            LoRAMapping(tuple(i + 1 for i in indices), tuple(i + 1 for i in indices)), [1, 2], 3, 20
+        )
+        wanted = layer.base_layer.weight[x].clone()
+        for row, slot in enumerate(indices):
+            if slot >= 0:
+                looked_up = layer.lora_a_stacked_2d[x[row] + 20 * slot]
+                wanted[row] += layer.lora_b_stacked[slot, 0] @ looked_up
+        torch.testing.assert_close(forward(layer, x), wanted)
+    # Not looked up at all: the rows are not even there.
+    layer.lora_a_stacked_2d = torch.empty(0, 4)
+    assert torch.equal(forward(layer, x), layer.base_layer.weight[x])
 
 
 def test_a_batch_dimension_goes_vllms_way() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import vllm
-from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers import LoRAMapping, VocabParallelEmbeddingWithLoRA
 from vllm.lora.layers.utils import _get_lora_device
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from server.vllm_plugin import patches
 from server.vllm_plugin.punica import AdapterPunicaWrapper
@@ -34,6 +35,11 @@ def test_the_installed_vllm_is_the_one_the_patches_are_for() -> None:
         (LRUCacheWorkerLoRAManager._load_adapter, ["self", "lora_request"]),
         (LRUCacheWorkerLoRAManager.add_adapter, ["self", "lora_request"]),
         (_get_lora_device, ["base_layer"]),
+        (VocabParallelEmbeddingWithLoRA.forward, ["self", "x"]),
+        (
+            LoRAModelRunnerMixin.set_active_loras,
+            ["self", "input_batch", "num_scheduled_tokens", "num_sampled_tokens", "mapping_type"],
+        ),
     ],
 )
 def test_what_is_replaced_still_takes_the_same_arguments(
@@ -102,6 +108,26 @@ def test_prompt_logits_are_computed_with_each_requests_own_slot() -> None:
     }
     assert runner.num_prompt_logprobs is pending
     assert pending == {"c": 1, "waiting": 1}
+
+
+def test_only_the_first_of_steps_without_adapters_is_told_of() -> None:
+    wrapper = AdapterPunicaWrapper(64, 8, torch.device("cpu"))
+    manager = SimpleNamespace(punica_wrapper_mapping={"language_model": wrapper})
+    runner = SimpleNamespace(lora_manager=SimpleNamespace(_adapter_manager=manager))
+    told: list[tuple[int, ...]] = []
+
+    def original(runner: Any, batch: Any, tokens: Any, sampled: Any = None) -> None:
+        told.append(batch.rows)
+        wrapper.update_metadata(LoRAMapping(batch.rows, batch.rows), [1, 2], 3, 100)
+
+    patched = patches.unless_idle(original)
+    for rows in ((0, 0), (0, 0, 0), (1, 0), (1, 0), (0,), (0, 0), (0, 2)):
+        active = {number: None for number in rows if number}
+        batch = SimpleNamespace(lora_id_to_lora_request=active, rows=rows)
+        patched(runner, batch, np.ones(len(rows)), np.ones(len(rows)))
+        assert [wrapper.slot_of_row(row) for row in range(len(rows))] == [r - 1 for r in rows]
+    # The wrapper began without, and (0,) after (1, 0) has to take the adapter away.
+    assert told == [(1, 0), (1, 0), (0,), (0, 2)]
 
 
 def test_prompt_logits_of_an_engine_without_lora_are_left_to_vllm() -> None:
