@@ -2,8 +2,8 @@
 
 A step of 2,048 tokens frees tensors of megabytes hundreds of times. glibc gives them back to the
 kernel, or keeps them, as the order of sizes happens to tell it: of engines started alike, one takes
-50,000 page faults a step and another five (docs/adr/0030). Kept, and in huge pages where the kernel
-gives them to who asks, all engines are as fast as the lucky ones.
+50,000 page faults a step and another five (docs/adr/0030). Kept, all engines are as fast as the
+lucky ones.
 
 What an engine holds at its largest step it keeps: that is what its memory is planned for.
 """
@@ -23,8 +23,6 @@ _KEPT = {
     "glibc.malloc.mmap_max": "0",
     "glibc.malloc.trim_threshold": str(1 << 34),
     "glibc.malloc.top_pad": str(1 << 26),
-    # madvise(MADV_HUGEPAGE), from glibc 2.35 on; unknown names are skipped by older ones.
-    "glibc.malloc.hugetlb": "1",
 }
 
 

@@ -67,6 +67,7 @@ class NativeCaller:
     def __init__(self, library: Library):
         self.library = library
         self._scratch = torch.empty(0)
+        self._address = 0
         self._columns = 0
         self._private = 0
 
@@ -100,7 +101,12 @@ class NativeCaller:
         part = step.part(blocks=blocks)
         weights.refresh(step.plan.slots)
         work = part.work
-        if work.columns != self._columns or work.private_size != self._private:
+        if (
+            # Another step may have needed more since.
+            work.scratch != self._address
+            or work.columns != self._columns
+            or work.private_size != self._private
+        ):
             self._provide(part)
         work.module, work.slots = weights.module, weights.slots
         work.x, work.y = x.data_ptr(), y.data_ptr()
@@ -117,4 +123,5 @@ class NativeCaller:
         needed = work.parts * self._private + part.rows * self._columns
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
-        work.scratch = self._scratch.data_ptr()
+            self._address = self._scratch.data_ptr()
+        work.scratch = self._address

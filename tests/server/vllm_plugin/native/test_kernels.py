@@ -226,6 +226,18 @@ def test_a_write_that_fails_leaves_all_slots_to_be_laid_out(library: Library) ->
     assert weights.written.stale == set(range(SLOTS))
 
 
+def test_a_step_that_comes_again_has_the_memory_that_another_one_enlarged(library: Library) -> None:
+    a, b = _stacks(64, [24], [[4, 4, 4]], torch.float32)
+    weights, caller = _weights(library, a, b), NativeCaller(library)
+    caller.room_for(weights)
+    small, large = NativeStep(plan_rows([0])), NativeStep(plan_rows([0, 1] * 400))
+    for step in (small, large, small):
+        rows = step.plan.rows
+        assert caller.apply(step, weights, torch.randn(rows, 64), torch.zeros(rows, 24), 1.0)
+    used = {part.work.scratch for step in (small, large) for part in step._parts if part}
+    assert used == {caller._scratch.data_ptr()}
+
+
 def test_strides_that_c_does_not_take_are_left_to_torch(library: Library) -> None:
     a, b = _stacks(64, [32], [[8, 8, 4]], torch.bfloat16)
     weights, caller = _weights(library, a, b), NativeCaller(library)
