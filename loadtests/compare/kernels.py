@@ -96,8 +96,8 @@ async def measure(session: Session) -> Table:
 
 
 async def _ours(session: Session, engines: Engines, low: list[str], samples: Samples) -> None:
-    """Base requests with and without LoRA by two engines in turns: what is compared are percents,
-    and minutes apart one and the same engine differs by more. Then the adapters alone."""
+    """Adapters and base on one engine; then base requests with and without LoRA by two engines in
+    turns: what is compared are percents, and minutes apart one and the same differs by more."""
     async with engines.up(OURS) as ours:
         names = [engines.name(OURS, name) for name in low]
         base = Asked("base", ours, spread([BASE_NAME]))

@@ -101,13 +101,10 @@ class NativeCaller:
         part = step.part(blocks=blocks)
         weights.refresh(step.plan.slots)
         work = part.work
-        if (
-            # Another step may have needed more since.
-            work.scratch != self._address
-            or work.columns != self._columns
-            or work.private_size != self._private
-        ):
+        if work.columns != self._columns or work.private_size != self._private:
             self._provide(part)
+        # In every call: another step may have needed more, and moved it, since.
+        work.scratch = self._address
         work.module, work.slots = weights.module, weights.slots
         work.x, work.y = x.data_ptr(), y.data_ptr()
         work.x_stride, work.y_stride, work.y_columns = x_stride, y_stride, y.shape[1]
@@ -124,4 +121,3 @@ class NativeCaller:
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)
             self._address = self._scratch.data_ptr()
-        work.scratch = self._address
