@@ -14,7 +14,7 @@ import asyncio
 from typing import Any, cast
 
 from uvicorn.config import HTTP_PROTOCOLS
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _HEAD = b"HTTP/1.1 "
 
@@ -24,7 +24,12 @@ class HeadHolding(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes, but do the same.
-        super().connection_made(HeadHolder(cast(asyncio.Transport, transport), self.loop))
+        self.below = cast(asyncio.Transport, transport)
+        super().connection_made(HeadHolder(self.below, self.loop))
+
+    def writer(self) -> BodyWriter:
+        """For the answer to the request whose head has just arrived."""
+        return BodyWriter(self.cycle, self.below)
 
 
 class Connection(HeadHolding):
@@ -55,6 +60,26 @@ class Connection(HeadHolding):
     def _cut_off(self) -> None:
         """Whoever waits to write to it sees a client that went away."""
         self.transport.abort()
+
+
+class BodyWriter:
+    """Writes parts of an answer's body, in chunks as uvicorn does, without awaiting anything.
+
+    For one request, once the head of its answer has been sent without a length.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport):
+        self._cycle = cycle
+        self._transport = transport
+
+    def __call__(self, part: bytes) -> bool:
+        """Write it; False: the client has to read first, or has gone, as `send` will say."""
+        cycle = self._cycle
+        if cycle.disconnected:
+            return False
+        assert cycle.chunked_encoding and not cycle.response_complete
+        self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        return not cycle.flow.write_paused
 
 
 def hold_heads() -> None:

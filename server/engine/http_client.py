@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import ssl
 import time
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import httptools
+
+from server.engine.endpoint import Endpoint
 
 # Bytes of an answer that wait for their reader before the engine is made to wait.
 _UNREAD = 2**18
@@ -26,41 +25,6 @@ _UNREAD = 2**18
 
 class ConnectionBroken(ConnectionError):
     """The engine closed the connection, or said what is no HTTP, before the answer was complete."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where HTTP is spoken: a host and port, or a unix socket; `prefix` goes before every path."""
-
-    host: str
-    port: int
-    prefix: str
-    authority: str
-    tls: ssl.SSLContext | None = None
-    socket: Path | None = None
-
-    @classmethod
-    def of(cls, url: str, socket: Path | None = None) -> Endpoint:
-        """Of an http or https URL; with `socket`, its host is a formality. Raises ValueError."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"'{url}' is no http or https URL")
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        port = parts.port or (443 if tls else 80)
-        authority = parts.netloc.rpartition("@")[2]
-        return cls(parts.hostname, port, parts.path.rstrip("/"), authority, tls, socket)
-
-    def request(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> bytes:
-        """A request as it is sent. Raises ValueError for what would not be one."""
-        lines = [f"{method} {self.prefix}{path} HTTP/1.1", f"host: {self.authority}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if body is not None:
-            lines.append(f"content-length: {len(body)}")
-        head = "\r\n".join(lines)
-        # A value with an end of line in it would be a header, or a request, of somebody's own.
-        if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1:
-            raise ValueError("a request's line or header contains an end of line")
-        return head.encode("latin-1") + b"\r\n\r\n" + (body or b"")
 
 
 class Client:
@@ -157,7 +121,8 @@ class Connection(asyncio.Protocol):
         self._client = client
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
-        self._parser: Any = None
+        # Of the answer that is read: it tells that one what it finds.
+        self.parser: Any = None
         # By time.monotonic(): when its last answer had ended.
         self.rests_since = 0.0
 
@@ -170,8 +135,8 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes) -> Answer:
         """Send a whole request; the answer has nothing yet."""
         assert self.usable and self._transport is not None
-        self._parser = httptools.HttpResponseParser(self)
         self._answer = answer = Answer(self)
+        self.parser = httptools.HttpResponseParser(answer)
         self._transport.write(request)
         return answer
 
@@ -180,13 +145,13 @@ class Connection(asyncio.Protocol):
         by which an engine knows that it need not go on; further calls change nothing."""
         if self._answer is not answer:
             return
-        self._answer = None
+        self._answer = self.parser = None
         if answer.at_end and answer.kept_alive and self.usable:
             self._client.free(self)
         else:
             self.abort()
 
-    def break_off(self, error: ConnectionBroken) -> None:
+    def break_off(self, error: BaseException) -> None:
         """Close it; whoever reads an answer gets the error."""
         if self._answer is not None:
             self._answer.broken(error)
@@ -211,37 +176,22 @@ class Connection(asyncio.Protocol):
         self._client.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None:
+        if self.parser is None:
             self.abort()  # Nobody asked.
             return
         try:
-            self._parser.feed_data(data)
+            self.parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            # What whoever takes the answer raised is for its reader.
+            self.break_off(error.__context__ or error)
         except httptools.HttpParserError as error:
             self.break_off(ConnectionBroken(f"the engine's answer is no HTTP: {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = self._parser = None
+        self._transport = self.parser = None
         self._client.lost(self)
         if self._answer is not None:
             self._answer.connection_lost(exc)
-
-    # What the parser calls.
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._answer is not None:
-            self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        if self._answer is not None:
-            self._answer.begin(self._parser.get_status_code(), self._parser.should_keep_alive())
-
-    def on_body(self, data: bytes) -> None:
-        if self._answer is not None:
-            self._answer.arrived(data)
-
-    def on_message_complete(self) -> None:
-        if self._answer is not None and self._answer.status >= 200:
-            self._answer.end()
 
 
 class Answer:
@@ -258,8 +208,10 @@ class Answer:
         self._unread = 0
         self._paused = False
         self._complete = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # Who is given what arrives.
+        self._taker: Callable[[bytes], bool] | None = None
 
     @property
     def content_type(self) -> str:
@@ -298,6 +250,9 @@ class Answer:
             if self._complete:
                 return b""
             await self._more()
+        return self._rest()
+
+    def _rest(self) -> bytes:
         data = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
         self._blocks.clear()
         self._unread = 0
@@ -305,6 +260,21 @@ class Answer:
             self._paused = False
             self._connection.pause(False)
         return data
+
+    async def hand_on(self, take: Callable[[bytes], bool]) -> None:
+        """Call `take` with what arrives, right then, until it returns False or the body ends.
+
+        A task that reads is woken for every part, which costs more than most of what it does with
+        it. Raises ConnectionBroken, and what `take` raises.
+        """
+        if self._blocks and not take(self._rest()):
+            return
+        self._taker = take
+        try:
+            while self._taker is not None and not self._complete:
+                await self._more()
+        finally:
+            self._taker = None
 
     async def read(self) -> bytes:
         """The rest of the body. Raises ConnectionBroken."""
@@ -335,32 +305,44 @@ class Answer:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What the connection says.
+    # What the parser calls.
 
-    def begin(self, status: int, kept_alive: bool) -> None:
-        """Status and headers are there; below 200 they announce others."""
-        self.status = status
-        self.kept_alive = kept_alive
-        if status < 200:
-            self.headers.clear()
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        parser = self._connection.parser
+        self.status = parser.get_status_code()
+        self.kept_alive = parser.should_keep_alive()
+        if self.status < 200:
+            self.headers.clear()  # It announces another one.
         else:
             self._wake()
 
-    def arrived(self, data: bytes) -> None:
-        """A part of the body is there."""
-        self._blocks.append(data)
-        self._unread += len(data)
-        if self._unread > _UNREAD and not self._paused:
-            self._paused = True
-            self._connection.pause(True)
+    def on_body(self, data: bytes) -> None:
+        if self._taker is not None:
+            if self._taker(data):
+                return
+            self._taker = None
+        else:
+            self._blocks.append(data)
+            self._unread += len(data)
+            if self._unread > _UNREAD and not self._paused:
+                self._paused = True
+                self._connection.pause(True)
         self._wake()
 
-    def end(self) -> None:
-        """All of it is there."""
+    def on_message_complete(self) -> None:
+        if self.status >= 200:
+            self._end()
+
+    def _end(self) -> None:
         self._complete = True
         self._wake()
 
-    def broken(self, error: Exception) -> None:
+    # What the connection says.
+
+    def broken(self, error: BaseException) -> None:
         """There will not be more of it."""
         if not self._complete and self._error is None:
             self._error = error
@@ -373,7 +355,7 @@ class Answer:
             error.__cause__ = reason
             self.broken(error)
         else:
-            self.end()
+            self._end()
 
     @property
     def _delimited(self) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import EngineError, EngineUnavailable
-from server.engine.http_client import Answer, Client, Endpoint
+from server.engine.endpoint import Endpoint
+from server.engine.http_client import Answer, Client
 
 # Seconds that a connection is kept for the next request. vLLM's uvicorn closes one after five: what
 # is sent at that moment is lost, and looks as if the engine had died of it.

@@ -17,6 +17,7 @@ from typing import Any, cast
 from adapters.errors import AdapterctlError, HeadersTooLarge, InvalidRequest, RequestTimeout
 from server.connection import Connection
 from server.gateway.request_ids import new_request_id
+from server.gateway.request_notes import SERVER_WRITE
 from server.gateway.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ class ClientConnection(Connection):
         if self._timer is not None:
             self._unset_timer()
         super().on_headers_complete()
+        cast(dict[str, Any], self.scope)[SERVER_WRITE] = self.writer()
         if self.rules.stopping.begun or self._leaving:
             self.cycle.keep_alive = False
 

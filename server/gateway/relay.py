@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from time import monotonic
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,7 +32,7 @@ from server.gateway.guard import not_finite
 from server.gateway.observing import Answered, Role
 from server.gateway.placing import BASE
 from server.gateway.request_ids import request_id
-from server.gateway.request_notes import SERVER_SEND, notes_of
+from server.gateway.request_notes import SERVER_SEND, SERVER_WRITE, notes_of
 from server.gateway.routes import EngineRoute
 from server.gateway.sending import LOST, Client, ClientGone, Sending
 from server.gateway.serving import apply_serving, refuse_templates
@@ -42,6 +44,9 @@ from server.gateway.target import Asked, Target, placed_again, target_of
 
 # Headers that mean something to the engine; a client's others (keys, cookies) end here.
 _FORWARDED = ("accept", "traceparent", "tracestate", "anthropic-version")
+
+# Events of a stream that are counted at once.
+_TOGETHER = 16
 
 
 async def relay(request: Request, state: GatewayState, route: EngineRoute) -> Response:
@@ -190,6 +195,10 @@ class _Relayed(Response):
         self._upstream: Answer | None = None
         self._path = ""
         self._first = b""
+        # Tokens seen, when those came that are still to be counted, and how many are counted.
+        self._seen = 0
+        self._seen_at: list[float] = []
+        self._counted = 0
 
     async def open(
         self, path: str, document: dict[str, object], headers: dict[str, str]
@@ -214,7 +223,8 @@ class _Relayed(Response):
             self._place = self._sending.place
             if self._place is not None:
                 self._place.first_token()
-                self._place.tokens(self._events.token_events)
+            self._seen = self._events.token_events
+            self._count()
         except BaseException as error:
             self._close()
             if isinstance(error, LOST):
@@ -250,28 +260,36 @@ class _Relayed(Response):
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             await send({"type": "http.response.start", "status": 200, "headers": raw})
             # Middlewares want to see the start of an answer, and have nothing to do with its parts.
-            outcome = await self._stream(scope.get(SERVER_SEND, send))
+            outcome = await self._stream(scope.get(SERVER_SEND, send), scope.get(SERVER_WRITE))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            self._exchange.usage(self._events.usage)
-            self._exchange.seen = self._events.token_events
-            self._exchange.end(outcome)
-            self._close(self._events.usage)
+            try:
+                self._count()
+                self._exchange.usage(self._events.usage)
+                self._exchange.seen = self._events.token_events
+                self._exchange.end(outcome)
+            finally:
+                self._close(self._events.usage)
 
-    async def _stream(self, send: Send) -> str:
-        """Pass events on until the engine closes; the outcome."""
+    async def _stream(self, send: Send, write: Callable[[bytes], bool] | None) -> str:
+        """Pass events on until the engine closes; the outcome.
+
+        `write` passes them on at once, while the client takes them; None: the server has none.
+        """
+        assert self._upstream is not None
         block = self._first
         try:
             async with asyncio.timeout_at(self._deadline):
                 while block:
-                    self._exchange.keep(block)
+                    if self._exchange.watched:
+                        self._exchange.keep(block)
                     await send({"type": "http.response.body", "body": block, "more_body": True})
-                    tokens = self._events.token_events
+                    if write is not None:
+                        await self._upstream.hand_on(self._writing(write))
                     block = await self._next_events()
-                    if self._events.token_events > tokens:
-                        self._exchange.next_token()
-                        if self._place is not None:
-                            self._place.tokens(self._events.token_events - tokens)
+                    if self._events.token_events > self._seen:
+                        self._seen = self._events.token_events
+                        self._seen_at.append(monotonic())
         except TimeoutError:
             limit = self._settings.request_timeout
             return await self._break_off(
@@ -303,16 +321,44 @@ class _Relayed(Response):
         await send({"type": "http.response.body", "body": frame, "more_body": True})
         return error.code
 
+    def _writing(self, write: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        """Takes what the engine sends. It runs for every token of every stream, each time with
+        nothing of it in the processor's caches: so it does little, and calls less."""
+        events, exchange = self._events, self._exchange
+
+        def pass_on(data: bytes) -> bool:
+            block = events.feed(data)
+            if not block:
+                return not events.broken
+            if events.token_events > self._seen:
+                self._seen = events.token_events
+                self._seen_at.append(monotonic())
+                if len(self._seen_at) >= _TOGETHER:
+                    self._count()
+            if exchange.watched:
+                exchange.keep(block)
+            return write(block) and not events.broken
+
+        return pass_on
+
+    def _count(self) -> None:
+        """Count the tokens that were seen since the last time."""
+        seen = self._events.token_events - self._counted
+        self._counted += seen
+        self._exchange.further_tokens(self._seen_at)
+        self._seen_at.clear()
+        if seen and self._place is not None:
+            self._place.tokens(seen)
+
     async def _next_events(self) -> bytes:
         """The next whole events; empty at the end of the stream."""
         assert self._upstream is not None
-        while True:
+        while not self._events.broken:
             data = await self._upstream.read_some()
-            if self._events.broken:
-                return b""
             block = self._events.feed(data) if data else self._events.finish()
-            if block or not data or self._events.broken:
+            if block or not data:
                 return block
+        return b""
 
     def _own_headers(self) -> dict[str, str]:
         headers = {

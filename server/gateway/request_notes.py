@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # The server's own `send`.
 SERVER_SEND = "adapterctl.send"
+# Writes a part of an answer's body at once: see ClientConnection.
+SERVER_WRITE = "adapterctl.write"
 # A request's Notes.
 NOTES = "adapterctl.notes"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -255,6 +256,9 @@ class _Server:
             self._http.should_exit = True
         else:
             seconds = time.monotonic() - began
+            # Nothing that is there by now goes away: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
             url, snapshot = self._outside.url, self._watcher.current
             needed = self._parts.state.callers.key_needed
             _say(ready_banner(url, self._base.name, snapshot, seconds, key_needed=needed))

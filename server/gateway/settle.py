@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from adapters.tenants import DEFAULT_TENANT
 from server.gateway.metrics import NONE, AdapterSeries, GatewayMetrics, TenantSeries
@@ -146,11 +146,16 @@ class Exchange:
         self._series.first_token.observe(waited)
         self._tenant_series.first_token.observe(waited)
 
-    def next_token(self) -> None:
-        """A further event of a stream is there."""
-        now = time.monotonic()
-        self._series.between_tokens.observe(now - self._last)
-        self._last = now
+    def further_tokens(self, times: Iterable[float]) -> None:
+        """Further events of a stream came at these times, by time.monotonic()."""
+        for then in times:
+            self._series.between_tokens.observe(then - self._last)
+            self._last = then
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody judges the answer."""
+        return self._answer is not None
 
     def keep(self, data: bytes) -> None:
         """A part of the answer: kept, as far as there is room, where somebody judges it."""

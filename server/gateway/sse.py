@@ -110,14 +110,13 @@ class EventStream:
 
     def feed(self, data: bytes) -> bytes:
         """Bytes as they came in, whole events out (empty while none is complete)."""
-        data = self._rest + data if self._rest else data
-        end = data.rfind(_END)
-        if end < 0:
-            self._rest = data
-            return b""
-        end += len(_END)
-        self._rest = data[end:]
-        return self._pass(data[:end])
+        if self._rest or not data.endswith(_END):
+            data = self._rest + data
+            end = data.rfind(_END) + len(_END)
+            if end < len(_END):
+                end = 0
+            data, self._rest = data[:end], data[end:]
+        return self._pass(data) if data else b""
 
     def finish(self) -> bytes:
         """What is left when the engine has closed: an event without its blank line, or nothing."""

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine import http_client
-from server.engine.http_client import Answer, Client, ConnectionBroken, Endpoint
+from server.engine.endpoint import Endpoint
+from server.engine.http_client import Answer, Client, ConnectionBroken
 from tests.server.gateway.test_tls import write_certificate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Plain; charset=utf-8\r\n"
@@ -73,6 +74,22 @@ async def ask(client: Client, path: str = "/", body: bytes | None = None, **head
     return await client.ask(await client.connection(), "POST", path, headers, body)
 
 
+async def read(answer: Answer, taken: int) -> bytes:
+    """The rest of it: read, or handed on, so many parts at a time."""
+    if not taken:
+        return await answer.read()
+    parts: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        assert data
+        parts.append(data)
+        return len(parts) % taken > 0
+
+    while not answer.at_end:
+        await answer.hand_on(take)
+    return b"".join(parts)
+
+
 def chunked(parts: list[bytes]) -> bytes:
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts if part)
     return OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
@@ -91,6 +108,7 @@ def sized(parts: list[bytes]) -> bytes:
     cuts=st.lists(st.integers(1, 60), min_size=1, max_size=8),
     make=st.sampled_from([chunked, sized]),
     announced=st.booleans(),
+    taken=st.integers(0, 3),
 )
 def test_an_answer_is_the_same_in_whatever_packets(
     tmp_path_factory: pytest.TempPathFactory,
@@ -98,6 +116,7 @@ def test_an_answer_is_the_same_in_whatever_packets(
     cuts: list[int],
     make: Callable[[list[bytes]], bytes],
     announced: bool,
+    taken: int,
 ) -> None:
     text = (b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n" if announced else b"") + make(parts)
 
@@ -114,7 +133,7 @@ def test_an_answer_is_the_same_in_whatever_packets(
                 async with await ask(client) as answer:
                     assert (answer.status, answer.content_type) == (200, "text/plain")
                     assert "x" not in answer.headers
-                    assert await answer.read() == b"".join(parts)
+                    assert await read(answer, taken) == b"".join(parts)
                     assert await answer.read_some() == b""
             assert wire.connections == 1
             client.close()
@@ -172,6 +191,65 @@ async def test_closing_an_answer_wakes_its_reader(wire: Wire, client: Client) ->
     async with asyncio.timeout(5):
         with pytest.raises(ConnectionBroken, match="wanted no more"):
             await reading
+        await wire.hung_up.wait()
+
+
+async def test_what_is_handed_on_is_so_before_anything_else_runs(
+    wire: Wire, client: Client
+) -> None:
+    """Nobody has to be woken for a part."""
+    chunk = b"4\r\npart\r\n"
+    wire.says = [OK + b"Transfer-Encoding: chunked\r\n\r\n", chunk, chunk + chunk, b"0\r\n\r\n"]
+    waits = 0
+    parts: list[bytes] = []
+
+    def take(data: bytes) -> bool:
+        parts.append(data)
+        return True
+
+    async with await ask(client) as answer:
+        waiting = answer._more
+
+        async def counted() -> None:
+            nonlocal waits
+            waits += 1
+            await waiting()
+
+        answer._more = counted  # type: ignore[method-assign]
+        await answer.hand_on(take)
+    assert b"".join(parts) == b"part" * 3
+    assert waits == 1
+    assert wire.connections == 1
+
+
+async def test_what_a_taker_raises_comes_out(wire: Wire, client: Client) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK + b"\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(b"part")
+        await writer.drain()
+
+    def take(_: bytes) -> bool:
+        raise LookupError("of its own")
+
+    wire.says = talk
+    async with asyncio.timeout(5):
+        async with await ask(client) as answer:
+            with pytest.raises(LookupError, match="of its own"):
+                await answer.hand_on(take)
+        await wire.hung_up.wait()
+
+
+async def test_closing_an_answer_that_is_handed_on(wire: Wire, client: Client) -> None:
+    wire.says = [OK + b"\r\nto be continued"]
+    answer = await ask(client)
+    handing = asyncio.create_task(answer.hand_on(lambda _: True))
+    await asyncio.sleep(0)
+    answer.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(ConnectionBroken, match="wanted no more"):
+            await handing
         await wire.hung_up.wait()
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.gateway.request_ids import request_id
+from server.gateway.sse import EventStream
 from tests.server.gateway.scripted import (
     CHAT,
     DONE,
@@ -216,12 +219,25 @@ async def test_a_fault_in_the_middle_of_a_stream_breaks_it_off_and_is_in_the_log
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine.handler = stream
+    feed, fed = EventStream.feed, 0
 
-    def broken(*_: object) -> None:
-        raise RuntimeError("never foreseen")
+    async def in_parts(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await sse(request, [chunk("a")])
+        while not fed:
+            await asyncio.sleep(0.01)
+        await response.write(chunk("b") + DONE)
+        return response
 
-    monkeypatch.setattr("server.gateway.settle.Exchange.next_token", broken)
+    engine.handler = in_parts
+
+    def broken(self: EventStream, data: bytes) -> bytes:
+        nonlocal fed
+        fed += 1
+        if fed > 1:
+            raise RuntimeError("never foreseen")
+        return feed(self, data)
+
+    monkeypatch.setattr(EventStream, "feed", broken)
     async with gateway.post(PATH, json={**CHAT, "stream": True}) as response:
         assert response.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):

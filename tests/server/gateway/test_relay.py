@@ -322,3 +322,32 @@ async def test_sixty_four_streams_at_once_do_not_mix(
         assert body == chunk(word, name) * 20 + DONE
 
     await asyncio.gather(*(one(index) for index in range(64)))
+
+
+async def test_the_engine_waits_for_a_client_that_reads_slowly(
+    gateway: Gateway, engine: ScriptedEngine
+) -> None:
+    """No more of its answer is in memory than the buffers hold, and nothing of it is lost."""
+    words = [f"{number} " + "x" * 50_000 for number in range(600)]
+    written = 0
+
+    async def handler(request: web.Request, document: dict[str, Any]) -> web.StreamResponse:
+        nonlocal written
+        response = await sse(request, [])
+        for word in words:
+            await response.write(chunk(word, document["model"]))
+            written += 1
+        await response.write(DONE)
+        return response
+
+    engine.handler = handler
+    async with gateway.post(
+        "/v1/chat/completions", json={**CHAT, "stream": True}, read_bufsize=2**16
+    ) as response:
+        before = 0
+        while written > before:
+            before = written
+            await asyncio.sleep(0.3)
+        assert 0 < written < len(words) / 2
+        found = await response.read()
+    assert found == b"".join(chunk(word, str(CHAT["model"])) for word in words) + DONE
