@@ -281,8 +281,7 @@ class _Relayed(Response):
         try:
             async with asyncio.timeout_at(self._deadline):
                 while block:
-                    if self._exchange.watched:
-                        self._exchange.keep(block)
+                    self._exchange.keep(block)
                     await send({"type": "http.response.body", "body": block, "more_body": True})
                     if write is not None:
                         await self._upstream.hand_on(self._writing(write))

@@ -256,7 +256,7 @@ class _Server:
             self._http.should_exit = True
         else:
             seconds = time.monotonic() - began
-            # Nothing that is there by now goes away: the collector need not look at it again.
+            # What is there by now stays, or has no cycles: the collector need not look at it again.
             gc.collect()
             gc.freeze()
             url, snapshot = self._outside.url, self._watcher.current

@@ -111,11 +111,8 @@ class EventStream:
     def feed(self, data: bytes) -> bytes:
         """Bytes as they came in, whole events out (empty while none is complete)."""
         if self._rest or not data.endswith(_END):
-            data = self._rest + data
-            end = data.rfind(_END) + len(_END)
-            if end < len(_END):
-                end = 0
-            data, self._rest = data[:end], data[end:]
+            whole, end, self._rest = (self._rest + data).rpartition(_END)
+            data = whole + end
         return self._pass(data) if data else b""
 
     def finish(self) -> bytes:
