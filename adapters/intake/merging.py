@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 
-# Of these ranks BLAS sums a product before it adds it to what is there, as `_add_rows` does. Of 1
-# it makes one multiplication and addition of both, rounded once; larger ones it takes in parts.
-_SUMMED_FIRST = range(2, 257)
-
-
 @dataclass(frozen=True, slots=True)
 class Edit:
     """One parameter of the base becomes another.
@@ -38,8 +33,8 @@ class Edit:
     `by_rows(rows, old, *inputs)` gives the same for a slice of the parameter's first axis alone,
     `old` being those rows, so that a merge need not hold the whole; None: only the whole will do.
 
-    `added` not None: it is old + added·b·a, bit by bit as addmm computes it, and `inputs` are
-    (a, b), so that a merge need not go the long way.
+    `added` not None: it is old + added·b·a, and `inputs` are (a, b), so that a merge need
+    not go the long way.
     """
 
     parameter: str
@@ -127,7 +122,7 @@ def _edit(pair: LoraPair) -> Edit:
         reads=name,
         module=spec.name,
         by_rows=partial(_add_rows, spec.kind != "linear"),
-        added=1.0 if spec.kind == "linear" and pair.rank in _SUMMED_FIRST else None,
+        added=1.0 if spec.kind == "linear" else None,
     )
 
 

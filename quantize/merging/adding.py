@@ -1,8 +1,10 @@
 """W + s·B·A: the merge of nearly every parameter, in as few passes over memory as there can be.
 
-The same values as by the edit itself, bit by bit. But a thread's blocks lie in the same memory all
-the time, which its core's cache holds and the kernel need not hand out anew; and the change is
-measured on the factors: |s·B·A|² = s²·tr((BᵀB)(AAᵀ)), in fp64.
+Computed in fp32 and rounded once, as by the edit itself, whose last bit of fp32 may differ: BLAS
+chooses the order of a sum by the shapes and the processor. A merge that is repeated or resumed has
+the same blocks, and so the same bytes. A thread's blocks lie in the same memory all the time, which
+its core's cache holds and the kernel need not hand out anew; and the change is measured on the
+factors: |s·B·A|² = s²·tr((BᵀB)(AAᵀ)), in fp64.
 """
 
 from __future__ import annotations
@@ -36,8 +38,6 @@ def is_added(slot: Slot) -> bool:
         and source.made is None
         and source.info.shape == slot.shape
         and len(slot.shape) == 2
-        # BLAS computes a vector in another order.
-        and min(slot.shape) > 1
         and {source.info.dtype, slot.dtype} <= _STORED
         and len(slot.edits) == 1
         and slot.edits[0].added is not None
@@ -55,7 +55,7 @@ def write_added(slot: Slot, put: Callable[[memoryview], None]) -> Measured | Non
     assert source is not None and edit.added is not None, "looked at by is_added"
     a, b = (load_finite(tensor).to(torch.float32) for tensor in edit.inputs)
     rows, width = slot.shape
-    # Of (almost) one size, and none a single row, which BLAS computes otherwise.
+    # Of (almost) one size, however wide the rows: a product with a single row is a slow one.
     count = -(-rows // max(4, _BLOCK // width))
     memory = _memory(-(-rows // count) * width)
     stored, kept = tensors.TORCH_DTYPE[source.info.dtype], tensors.TORCH_DTYPE[slot.dtype]

@@ -98,6 +98,11 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
+# Of fp32, relative to the largest logit: the trainer's own arithmetic and BLAS sum in other orders,
+# and BLAS in another one on another processor (3.4e-6 was seen).
+_NEAR = 1e-5
+
+
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one - other).abs().max().item()
 
@@ -120,8 +125,8 @@ def test_canonical_form_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_p
     adapted = _logits(PeftModel.from_pretrained(_model(path), tmp_path))
     size = expected["after"].abs().max().item()
     assert _apart(expected["after"], expected["before"]) > 0.1, "the adapter must do something"
-    assert _apart(base, expected["before"]) < 3e-6 * size, "not the trainer's base"
-    assert _apart(adapted, expected["after"]) < 3e-6 * size
+    assert _apart(base, expected["before"]) < _NEAR * size, "not the trainer's base"
+    assert _apart(adapted, expected["after"]) < _NEAR * size
 
 
 @pytest.mark.parametrize("name", ["mlx-dora", "torchtune-dora"])
@@ -137,11 +142,11 @@ def test_dora_merged_answers_as_the_trainer(name: str, tiny: TinyBases, tmp_path
         state[edit.parameter].copy_(carried_out([edit], state.__getitem__))
     size = expected["after"].abs().max().item()
     assert _apart(expected["after"], expected["before"]) > 0.1
-    assert _apart(_logits(_model(path)), expected["before"]) < 3e-6 * size
-    assert _apart(_logits(model), expected["after"]) < 3e-6 * size
+    assert _apart(_logits(_model(path)), expected["before"]) < _NEAR * size
+    assert _apart(_logits(model), expected["after"]) < _NEAR * size
     # The same through PEFT, which gets the magnitudes from what is stored.
     loaded = PeftModel.from_pretrained(_model(path), tmp_path)
-    assert _apart(_logits(loaded), expected["after"]) < 3e-6 * size
+    assert _apart(_logits(loaded), expected["after"]) < _NEAR * size
 
 
 def test_what_dpo_started_from_is_not_its_result(tiny: TinyBases, tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_what_dpo_started_from_is_not_its_result(tiny: TinyBases, tmp_path: Path
     take_in(last, base=base, staging=tmp_path, format=None)
     adapted = _logits(PeftModel.from_pretrained(_model(path), tmp_path))
     expected = load_file(HERE / "expected/trl-sft.safetensors")["after"]
-    assert _apart(adapted, expected) < 3e-6 * expected.abs().max().item()
+    assert _apart(adapted, expected) < _NEAR * expected.abs().max().item()
 
 
 def test_alpha_is_asked_for_where_the_artifact_has_none(tiny: TinyBases, tmp_path: Path) -> None:
