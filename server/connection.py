@@ -11,28 +11,30 @@ a place at the engine, which makes tokens for nobody.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
-from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-_HEAD = b"HTTP/1.1 "
+# Bytes that are written at once: whoever writes without waiting must come to see a full buffer.
+_HELD = 1 << 16
 
 
-class HeadHolding(HttpToolsProtocol):
+class Holding(HttpToolsProtocol):
     """uvicorn's, on a transport that waits with heads."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes, but do the same.
         self.below = cast(asyncio.Transport, transport)
-        super().connection_made(HeadHolder(self.below, self.loop))
+        self.holder = Holder(self.below, self.loop)
+        super().connection_made(self.holder)
 
     def writer(self) -> BodyWriter:
         """For the answer to the request whose head has just arrived."""
-        return BodyWriter(self.cycle, self.below)
+        return BodyWriter(self.cycle, self.transport)
 
 
-class Connection(HeadHolding):
+class Connection(Holding):
     """The gateway's: a client that does not take its answer is cut off."""
 
     # Seconds that the buffer of a client may stay full (64 KiB besides the kernel's own).
@@ -82,37 +84,37 @@ class BodyWriter:
         return not cycle.flow.write_paused
 
 
-def hold_heads() -> None:
-    """Have the uvicorn that somebody else starts in this process hold heads, too."""
-    HTTP_PROTOCOLS["auto"] = f"{__name__}:{HeadHolding.__name__}"
-
-
-class HeadHolder(asyncio.Transport):
-    """The transport, but a head is held until the next write, or until the event loop goes on: what
-    comes later is not waited for. As much of a transport as uvicorn uses."""
+class Holder(asyncio.Transport):
+    """The transport, but what is written is held until the event loop has run what was ready. As
+    much of a transport as uvicorn uses."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop):
         super().__init__()
         self._transport = transport
         self._loop = loop
-        self._head = b""
+        self._held: list[bytes] = []
+        self._size = 0
+        # Where it goes instead.
+        self.through: Callable[[bytes], None] | None = None
 
     def write(self, data: Any) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        elif data.startswith(_HEAD):
-            self._head = data
+        if self.through is not None:
+            self.through(data)
+            return
+        held = self._held
+        if not held:
             self._loop.call_soon(self._flush)
-        else:
-            self._transport.write(data)
+        held.append(data)
+        self._size += len(data)
+        if self._size > _HELD:
+            self._flush()
 
     def close(self) -> None:
         self._flush()
         self._transport.close()
 
     def abort(self) -> None:
-        self._head = b""
+        self._forget()
         self._transport.abort()
 
     def is_closing(self) -> bool:
@@ -122,7 +124,7 @@ class HeadHolder(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
     def get_write_buffer_size(self) -> int:
-        return len(self._head) + self._transport.get_write_buffer_size()
+        return self._size + self._transport.get_write_buffer_size()
 
     def pause_reading(self) -> None:
         self._transport.pause_reading()
@@ -135,6 +137,14 @@ class HeadHolder(asyncio.Transport):
         self._transport.set_protocol(protocol)
 
     def _flush(self) -> None:
-        head, self._head = self._head, b""
-        if head and not self._transport.is_closing():
-            self._transport.write(head)
+        held = self._held
+        if not held:
+            return
+        data = held[0] if len(held) == 1 else b"".join(held)
+        self._forget()
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _forget(self) -> None:
+        self._held.clear()
+        self._size = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from typing import Any, cast
 
 import httptools
 
+from server.engine.channel import CHANNEL_HEADER, Channel
 from server.engine.endpoint import Endpoint
 
 # Bytes of an answer that wait for their reader before the engine is made to wait.
@@ -39,6 +41,8 @@ class Client:
         # The one that has rested longest first.
         self._resting: deque[Connection] = deque()
         self._closed = False
+        self._channel: Channel | None = None
+        self._numbers = itertools.count()
 
     async def connection(self) -> Connection:
         """One that can take a request. Raises OSError, TimeoutError among them."""
@@ -75,12 +79,15 @@ class Client:
     ) -> Answer:
         """Send a request; the answer as far as its headers. Raises ConnectionBroken, and
         ValueError for what would not be a request, with the connection as it was."""
+        channel = None if body is None else await self._through()
+        if channel is not None:
+            headers = {**headers, CHANNEL_HEADER: f"{channel.name} {connection.number}"}
         try:
             request = self._endpoint.request(method, path, headers, body)
         except ValueError:
             self.free(connection)
             raise
-        answer = connection.send(request)
+        answer = connection.send(request, channel)
         try:
             await answer.started()
         except BaseException:
@@ -88,11 +95,32 @@ class Client:
             raise
         return answer
 
+    async def _through(self) -> Channel | None:
+        """The channel, where the engine has one."""
+        if self._channel is not None and self._channel.is_open:
+            return self._channel
+        if self._endpoint.socket is None:
+            return None
+        made = await Channel.to(self._endpoint.socket)
+        if self._channel is not None and self._channel.is_open:
+            # Somebody else was faster.
+            if made is not None:
+                made.close()
+        else:
+            self._channel = made
+        return self._channel
+
+    def number(self) -> int:
+        """For a new connection."""
+        return next(self._numbers)
+
     def close(self) -> None:
         """Close every connection; whoever reads an answer gets ConnectionBroken."""
         self._closed = True
         for connection in list(self._all):
             connection.break_off(ConnectionBroken("the connections to the engine were closed"))
+        if self._channel is not None:
+            self._channel.close()
 
     def opened(self, connection: Connection) -> None:
         """Says a connection."""
@@ -119,6 +147,11 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.number = client.number()
+        # Through which its answers come; and, once it is closed, why that is to be told as soon as
+        # what came before has come through it.
+        self._channel: Channel | None = None
+        self._lost: tuple[Exception | None] | None = None
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
         # Of the answer that is read: it tells that one what it finds.
@@ -132,9 +165,12 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         return self._answer is None and transport is not None and not transport.is_closing()
 
-    def send(self, request: bytes) -> Answer:
-        """Send a whole request; the answer has nothing yet."""
+    def send(self, request: bytes, channel: Channel | None = None) -> Answer:
+        """Send a whole request, which names the channel; the answer has nothing yet."""
         assert self.usable and self._transport is not None
+        if channel is not None and channel is not self._channel:
+            self._channel = channel
+            channel.listen(self.number, self)
         self._answer = answer = Answer(self)
         self.parser = httptools.HttpResponseParser(answer)
         self._transport.write(request)
@@ -159,13 +195,18 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it without another word."""
+        if self._channel is not None:
+            self._channel.forget(self.number)
+            self._channel = None
         if self._transport is not None:
             self._transport.abort()
 
     def pause(self, wait: bool) -> None:
         """Let the engine wait with the rest of the answer, or go on."""
         transport = self._transport
-        if transport is not None and not transport.is_closing():
+        if self._channel is not None:
+            self._channel.pause(self.number, wait)
+        elif transport is not None and not transport.is_closing():
             transport.pause_reading() if wait else transport.resume_reading()
 
     # What the event loop calls.
@@ -188,10 +229,26 @@ class Connection(asyncio.Protocol):
             self.break_off(ConnectionBroken(f"the engine's answer is no HTTP: {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = self.parser = None
+        self._transport = None
         self._client.lost(self)
+        self._lost = (exc,)
+        if self._channel is None:
+            self._end()
+
+    def said_all(self) -> None:
+        """Says the channel."""
+        self._channel = None
+        if self._lost is not None:
+            self._end()
+        elif self._answer is not None:
+            # The engine closes it as well, or has lost the channel: nothing more comes.
+            self.abort()
+
+    def _end(self) -> None:
+        assert self._lost is not None
+        self.parser = None
         if self._answer is not None:
-            self._answer.connection_lost(exc)
+            self._answer.connection_lost(self._lost[0])
 
 
 class Answer:

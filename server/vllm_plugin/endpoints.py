@@ -19,6 +19,7 @@ import logging
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import vllm.plugins
@@ -75,14 +76,14 @@ class ResidencyEndpoints:
         self._orders = Orders()
         self._into_slot: Any = None
         self._hints: set[asyncio.Task[Any]] = set()
+        self._channels: asyncio.Server | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         # Imported where the API server is being made: nowhere else is it needed.
-        from server.connection import hold_heads
-        from server.vllm_plugin import answering
+        from server.vllm_plugin import answering, channel
 
         answering.install()
-        hold_heads()
+        channel.answer_through_channels()
         app.add_api_route(f"{PREFIX}/alive", self.alive, methods=["GET"])
         app.add_api_route(f"{PREFIX}/residency", self.residency, methods=["GET"])
         app.add_api_route(f"{PREFIX}/prefetch", self.prefetch, methods=["POST"])
@@ -90,7 +91,11 @@ class ResidencyEndpoints:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Begin to watch before the first request; without our worker methods do nothing."""
+        from server.vllm_plugin import channel
+
         self._any_engine = engine_client
+        if args.uds:
+            self._channels = await channel.listen(Path(args.uds))
         if engine_client is None or not _has_our_methods(engine_client.vllm_config):
             return
         watched = await engine_client.collective_rpc("adapterctl_watch")
