@@ -1,8 +1,9 @@
-"""A client's connection: the head of an answer leaves together with what follows it.
+"""A client's connection: what is written at the same time leaves together.
 
 uvicorn writes the status and headers by themselves, so that every answer costs the server one more
 system call and its client one more wake-up, for a packet with which it can do nothing yet. That
-holds for the gateway, and for the engine, whose client is the gateway.
+holds for the gateway, and for the engine (server/vllm_plugin/channel.py), whose client is the
+gateway.
 
 A client of the gateway that does not take its answer is cut off after a while: until then it holds
 a place at the engine, which makes tokens for nobody.
@@ -21,7 +22,7 @@ _HELD = 1 << 16
 
 
 class Holding(HttpToolsProtocol):
-    """uvicorn's, on a transport that waits with heads."""
+    """uvicorn's, on a transport that holds what is written."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are none of asyncio's classes, but do the same.
@@ -31,7 +32,7 @@ class Holding(HttpToolsProtocol):
 
     def writer(self) -> BodyWriter:
         """For the answer to the request whose head has just arrived."""
-        return BodyWriter(self.cycle, self.transport)
+        return BodyWriter(self.cycle, self.holder, self.below)
 
 
 class Connection(Holding):
@@ -70,8 +71,9 @@ class BodyWriter:
     For one request, once the head of its answer has been sent without a length.
     """
 
-    def __init__(self, cycle: RequestResponseCycle, transport: asyncio.Transport):
+    def __init__(self, cycle: RequestResponseCycle, holder: Holder, transport: asyncio.Transport):
         self._cycle = cycle
+        self._holder = holder
         self._transport = transport
 
     def __call__(self, part: bytes) -> bool:
@@ -80,6 +82,9 @@ class BodyWriter:
         if cycle.disconnected:
             return False
         assert cycle.chunked_encoding and not cycle.response_complete
+        if self._holder.holds:
+            self._holder.flush()
+        # Not through the holder: events come by themselves, and many at once.
         self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
         return not cycle.flow.write_paused
 
@@ -92,7 +97,7 @@ class Holder(asyncio.Transport):
         super().__init__()
         self._transport = transport
         self._loop = loop
-        self._held: list[bytes] = []
+        self.holds: list[bytes] = []
         self._size = 0
         # Where it goes instead.
         self.through: Callable[[bytes], None] | None = None
@@ -101,16 +106,16 @@ class Holder(asyncio.Transport):
         if self.through is not None:
             self.through(data)
             return
-        held = self._held
+        held = self.holds
         if not held:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         held.append(data)
         self._size += len(data)
         if self._size > _HELD:
-            self._flush()
+            self.flush()
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:
@@ -133,11 +138,11 @@ class Holder(asyncio.Transport):
         self._transport.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._flush()
+        self.flush()
         self._transport.set_protocol(protocol)
 
-    def _flush(self) -> None:
-        held = self._held
+    def flush(self) -> None:
+        held = self.holds
         if not held:
             return
         data = held[0] if len(held) == 1 else b"".join(held)
@@ -146,5 +151,5 @@ class Holder(asyncio.Transport):
             self._transport.write(data)
 
     def _forget(self) -> None:
-        self._held.clear()
+        self.holds.clear()
         self._size = 0

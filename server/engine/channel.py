@@ -10,8 +10,10 @@ The gateway says first its channel's name, and with every request (CHANNEL_HEADE
 number of the request's connection. Then, in both directions, pairs of two unsigned integers of 4
 bytes, little-endian, the first of them a connection's number:
 
-- from the engine: how many bytes of the connection follow; 0: it says no more;
-- to the engine: whether to wait with the rest (1) or to go on (0).
+- from the engine: how many bytes of the connection follow; 0: it says no more (of the number 0,
+  which no connection has: that it knows the channel, which may be named from then on);
+- to the engine: to wait with the rest (WAIT) or to go on (GO_ON); or that the connection is closed
+  here (CLOSED), upon which it says 0, if not now then when it sees that itself.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Protocol, cast
 CHANNEL_HEADER = "x-adapterctl-channel"
 NAME_BYTES = 16
 PAIR = struct.Struct("<II")
+GO_ON, WAIT, CLOSED = range(3)
 
 
 def channel_socket(http: Path) -> Path:
@@ -48,6 +51,7 @@ class Channel(asyncio.Protocol):
     def __init__(self) -> None:
         self.name = secrets.token_hex(NAME_BYTES // 2)
         self._transport: asyncio.Transport | None = None
+        self._known = False
         self._listeners: dict[int, Listener] = {}
         self._rest = b""
 
@@ -64,7 +68,8 @@ class Channel(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether it can be named in a request."""
-        return self._transport is not None and not self._transport.is_closing()
+        transport = self._transport
+        return self._known and transport is not None and not transport.is_closing()
 
     def listen(self, number: int, listener: Listener) -> None:
         """What connection `number` gets is for `listener`, from now on."""
@@ -74,10 +79,10 @@ class Channel(asyncio.Protocol):
         """What it still gets is for nobody."""
         self._listeners.pop(number, None)
 
-    def pause(self, number: int, wait: bool) -> None:
-        """Have the engine wait with the rest of one, or go on."""
-        if self._transport is not None and self.is_open:
-            self._transport.write(PAIR.pack(number, wait))
+    def tell(self, number: int, word: int) -> None:
+        """Tell the engine of a connection: GO_ON, WAIT or CLOSED."""
+        if self._transport is not None:
+            self._transport.write(PAIR.pack(number, word))
 
     def close(self) -> None:
         """Whoever listens is told that there will be no more."""
@@ -104,8 +109,8 @@ class Channel(asyncio.Protocol):
             at = start + size
             listener = listeners.get(number)
             if listener is None:
-                continue
-            if size:
+                self._known = self._known or number == 0
+            elif size:
                 listener.data_received(data[start:at])
             else:
                 self.forget(number)

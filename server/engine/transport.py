@@ -9,7 +9,8 @@ from typing import Any
 
 from adapters.errors import EngineError, EngineUnavailable
 from server.engine.endpoint import Endpoint
-from server.engine.http_client import Answer, Client
+from server.engine.http_client import Client
+from server.engine.http_connection import Answer
 
 # Seconds that a connection is kept for the next request. vLLM's uvicorn closes one after five: what
 # is sent at that moment is lost, and looks as if the engine had died of it.

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from adapters.errors import AdapterNotLoadable
 from server.engine.engines import core_is_dead, says_core_is_dead
-from server.engine.http_client import Answer
+from server.engine.http_connection import Answer
 from server.engine.not_finite import fault_in
 from server.gateway.guard import not_finite
 from server.gateway.sse import ModelName, Usage

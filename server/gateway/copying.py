@@ -14,7 +14,7 @@ from adapters.errors import AdapterctlError
 from adapters.frozen import Lane
 from adapters.models import VersionRecord
 from adapters.serving.stored import ServingDocuments
-from server.engine.http_client import Answer
+from server.engine.http_connection import Answer
 from server.gateway.admission.tickets import Cost, Ticket
 from server.gateway.body import encode, parse_object
 from server.gateway.lanes import Hold, Lanes

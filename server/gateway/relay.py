@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import AdapterctlError, EngineDied, EngineTimeout, EngineUnavailable
-from server.engine.http_client import Answer
+from server.engine.http_connection import Answer
 from server.gateway.admission.tickets import FREE, Cost, Ticket
 from server.gateway.answers import whole_answer
 from server.gateway.body import model_of, parse_object, read_body

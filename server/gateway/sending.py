@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from adapters.errors import EngineTimeout, EngineUnavailable, NotDeployed
 from adapters.frozen import Lane
-from server.engine.http_client import Answer
+from server.engine.http_connection import Answer
 from server.engine.transport import EngineTransport
 from server.gateway.admission.tickets import Ticket
 from server.gateway.admission.wiring import Place

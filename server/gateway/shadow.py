@@ -18,7 +18,7 @@ from statistics import median
 from adapters.errors import AdapterctlError
 from adapters.lanes.choosing import shadows_of
 from adapters.lanes.models import Shadow
-from server.engine.http_client import Answer
+from server.engine.http_connection import Answer
 from server.engine.not_finite import fault_in, message_of
 from server.gateway.answer_text import read_answer
 from server.gateway.canary_metrics import CanaryMetrics

@@ -14,7 +14,15 @@ from typing import cast
 from uvicorn.config import HTTP_PROTOCOLS
 
 from server.connection import Holding
-from server.engine.channel import CHANNEL_HEADER, NAME_BYTES, PAIR, channel_socket
+from server.engine.channel import (
+    CHANNEL_HEADER,
+    CLOSED,
+    GO_ON,
+    NAME_BYTES,
+    PAIR,
+    WAIT,
+    channel_socket,
+)
 
 _HEADER = CHANNEL_HEADER.encode()
 # By its name.
@@ -54,15 +62,13 @@ class EngineConnection(Holding):
     def _go_through(self, named: bytes) -> None:
         name, _, number = named.partition(b" ")
         channel = _OPEN.get(name)
-        if channel is self._channel:
-            return
         if channel is None:
-            # The gateway has just lost it; it will not read what would be written.
+            # The gateway has just lost it, and would wait for what is written elsewhere.
             self.below.abort()
-            return
-        self._channel, self._number = channel, int(number)
-        channel.enter(self._number, self)
-        self.holder.through = functools.partial(channel.send, self._number)
+        elif channel is not self._channel:
+            self._channel, self._number = channel, int(number)
+            channel.enter(self._number, self)
+            self.holder.through = functools.partial(channel.send, self._number)
 
 
 class Channel(asyncio.Protocol):
@@ -98,6 +104,8 @@ class Channel(asyncio.Protocol):
             self._put(PAIR.pack(number, len(data)), data)
 
     def _put(self, *parts: bytes) -> None:
+        if self._transport is None:
+            return
         if not self._held:
             self._loop.call_soon(self._flush)
         self._held += parts
@@ -121,19 +129,22 @@ class Channel(asyncio.Protocol):
                 return
             self._name, data = data[:NAME_BYTES], data[NAME_BYTES:]
             _OPEN[self._name] = self
+            self._put(PAIR.pack(0, 0))
         whole = len(data) - len(data) % PAIR.size
-        for number, wait in PAIR.iter_unpack(data[:whole]):
-            self._gateway_says(number, bool(wait))
+        for number, word in PAIR.iter_unpack(data[:whole]):
+            self._gateway_says(number, word)
         self._rest = data[whole:]
 
-    def _gateway_says(self, number: int, wait: bool) -> None:
+    def _gateway_says(self, number: int, word: int) -> None:
         connection = self._connections.get(number)
         if connection is None:
-            return
-        if wait:
+            if word == CLOSED:
+                # It was closed before a request on it was read.
+                self._put(PAIR.pack(number, 0))
+        elif word == WAIT:
             self._waiting.add(number)
             connection.pause_writing()
-        else:
+        elif word == GO_ON:
             self._waiting.discard(number)
             if not self._full:
                 connection.resume_writing()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -42,6 +43,16 @@ def test_each_adapter_answers_in_its_own_way_and_the_base_in_none(
         assert answer.model == name
         assert expected(answer.choices[0].message.content)
         assert not expected(base)
+
+
+def test_the_engine_answers_through_its_channel(live: LiveServer) -> None:
+    """It opened with the first request, and is still the one."""
+    ask(live, "smollm2", QUESTIONS[0])
+    socket = str(live.engine()["address"]).removeprefix("unix:") + ".channel"
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    # Num RefCount Protocol Flags Type St Inode Path (proc(5)); 03 is connected.
+    states = [line.split()[5] for line in lines if line.endswith(socket)]
+    assert sorted(states) == ["01", "03"]
 
 
 async def test_all_at_once_streaming_and_not(live: LiveServer) -> None:

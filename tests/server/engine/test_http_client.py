@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.engine import http_client
+from server.engine import http_connection
 from server.engine.endpoint import Endpoint
-from server.engine.http_client import Answer, Client, ConnectionBroken
+from server.engine.http_client import Client
+from server.engine.http_connection import Answer, ConnectionBroken
 from tests.server.gateway.test_tls import write_certificate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: Text/Plain; charset=utf-8\r\n"
@@ -302,7 +303,7 @@ async def test_what_is_no_http_is_an_error(wire: Wire, client: Client) -> None:
 async def test_the_engine_waits_for_a_reader_that_is_slow(
     wire: Wire, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "_UNREAD", 1000)
+    monkeypatch.setattr(http_connection, "_UNREAD", 1000)
     size, sent = 50_000_000, 0
 
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

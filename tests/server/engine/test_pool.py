@@ -14,7 +14,7 @@ import pytest
 import server.engine.merged as merged_module
 import server.engine.supervisor as supervisor_module
 from adapters.errors import EngineUnavailable, NotDeployed
-from server.engine.http_client import ConnectionBroken
+from server.engine.http_connection import ConnectionBroken
 from server.engine.merged import MergedState
 from server.engine.pool import EnginePool
 from server.engine.process import session_members

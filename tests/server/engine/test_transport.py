@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 import server.engine.transport as transport_module
-from server.engine.http_client import ConnectionBroken
+from server.engine.http_connection import ConnectionBroken
 from server.engine.transport import EngineAddress, EngineTransport
 
 

@@ -16,7 +16,7 @@ import server.engine.supervisor as supervisor_module
 from server.engine.capacity import Capacity
 from server.engine.command import EngineCommand
 from server.engine.engines import EngineState
-from server.engine.http_client import ConnectionBroken
+from server.engine.http_connection import ConnectionBroken
 from server.engine.process import EngineProcess, session_members
 from server.engine.supervisor import SupervisedEngine
 from server.engine.transport import EngineAddress, EngineTransport

@@ -1,18 +1,16 @@
-"""A client's connection: heads leave with what follows them, and never late."""
+"""A client's connection: what is written at once leaves together, and never late."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
-import pytest
-import uvicorn
 from aiohttp import web
 
-import server.connection
-from server.connection import HeadHolder
+from server.connection import BodyWriter, Holder
 from tests.server.gateway.scripted import CHAT, Gateway, ScriptedEngine, answer
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -24,7 +22,7 @@ class Written(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.pieces: list[bytes] = []
-        self.closed = False
+        self.closed = self.aborted = False
 
     def write(self, data: Any) -> None:
         self.pieces.append(bytes(data))
@@ -32,29 +30,68 @@ class Written(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closed
 
 
-async def test_a_head_goes_with_the_body_or_by_itself_when_the_loop_goes_on() -> None:
+async def test_what_is_written_at_once_leaves_together_when_the_loop_goes_on() -> None:
     written = Written()
-    holder = HeadHolder(written, asyncio.get_running_loop())
+    holder = Holder(written, asyncio.get_running_loop())
     holder.write(HEAD)
-    assert written.pieces == []
     holder.write(b"a")
     holder.write(b"b")
-    assert written.pieces == [HEAD + b"a", b"b"]
+    assert written.pieces == []
+    assert holder.get_write_buffer_size() == len(HEAD) + 2
     await asyncio.sleep(0)
-    assert len(written.pieces) == 2
+    assert written.pieces == [HEAD + b"ab"]
     holder.write(HEAD)
     await asyncio.sleep(0)
-    assert written.pieces[2:] == [HEAD]
+    assert written.pieces[1:] == [HEAD]
     holder.write(HEAD)
     holder.close()
-    assert written.pieces[3:] == [HEAD]
+    assert written.pieces[2:] == [HEAD]
     holder.write(HEAD)
     await asyncio.sleep(0)
-    assert len(written.pieces) == 4  # Nobody is there any more.
+    assert len(written.pieces) == 3  # Nobody is there any more.
+
+
+async def test_much_is_not_held() -> None:
+    """Whoever writes without waiting must come to see that the client does not read."""
+    written = Written()
+    holder = Holder(written, asyncio.get_running_loop())
+    for _ in range(5):
+        holder.write(bytes(50_000))
+    assert [len(piece) for piece in written.pieces] == [100_000, 100_000]
+    holder.abort()
+    await asyncio.sleep(0)
+    assert len(written.pieces) == 2
+    assert written.aborted
+
+
+async def test_an_events_writer_writes_after_what_is_held() -> None:
+    written = Written()
+    holder = Holder(written, asyncio.get_running_loop())
+    cycle = SimpleNamespace(
+        disconnected=False,
+        chunked_encoding=True,
+        response_complete=False,
+        flow=SimpleNamespace(write_paused=False),
+    )
+    write = BodyWriter(cast(Any, cycle), holder, written)
+    holder.write(HEAD)
+    assert write(b"data")
+    assert written.pieces == [HEAD, b"4\r\ndata\r\n"]
+    cycle.flow.write_paused = True
+    assert not write(b"x")
+    cycle.disconnected = True
+    assert not write(b"y")
+    assert len(written.pieces) == 3
 
 
 async def test_an_answer_comes_in_one_piece(gateway: Gateway, engine: ScriptedEngine) -> None:
@@ -96,17 +133,3 @@ async def test_a_streams_head_comes_with_its_first_event(
     assert b"data: {}" in found
     go_on.set()
     writer.close()
-
-
-async def test_whoever_starts_uvicorn_in_this_process_gets_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    monkeypatch.setattr(server.connection, "HTTP_PROTOCOLS", uvicorn.config.HTTP_PROTOCOLS)
-
-    async def application(scope: object, receive: object, send: object) -> None: ...
-
-    server.connection.hold_heads()
-    config = uvicorn.Config(application)
-    config.load()
-    assert config.http_protocol_class is server.connection.HeadHolding

@@ -93,7 +93,7 @@ def served(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     async def started(scope: Any, receive: Any, send: Any) -> None:
         if not engine.calls:
-            await init_endpoint_plugins_state(engine, state, None)
+            await init_endpoint_plugins_state(engine, state, SimpleNamespace(uds=None))
             engine.calls.append(("started", None))
         await app(scope, receive, send)
 
