@@ -25,6 +25,8 @@ from server.engine.channel import (
 )
 
 _HEADER = CHANNEL_HEADER.encode()
+# Bytes of a connection that are sent as one part: the gateway keeps a part until it is complete.
+_PART = 1 << 16
 # By its name.
 _OPEN: dict[bytes, Channel] = {}
 
@@ -100,8 +102,11 @@ class Channel(asyncio.Protocol):
     def send(self, number: int, data: bytes) -> None:
         """Send what is a connection's, together with all others' of this round of the event loop:
         the tasks of all streams that a step has a token for are ready at once."""
-        if number in self._connections and data:
-            self._put(PAIR.pack(number, len(data)), data)
+        if number not in self._connections:
+            return
+        for start in range(0, len(data), _PART):
+            part = data[start : start + _PART]
+            self._put(PAIR.pack(number, len(part)), part)
 
     def _put(self, *parts: bytes) -> None:
         if self._transport is None:
