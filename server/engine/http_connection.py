@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if self._channel is not None:
             self._channel.tell(self.number, WAIT if wait else GO_ON)
-        elif transport is not None and not transport.is_closing():
+        if transport is not None and not transport.is_closing():
             transport.pause_reading() if wait else transport.resume_reading()
 
     # What the event loop calls.

@@ -64,10 +64,8 @@ class EngineConnection(Holding):
     def _go_through(self, named: bytes) -> None:
         name, _, number = named.partition(b" ")
         channel = _OPEN.get(name)
-        if channel is None:
-            # The gateway has just lost it, and would wait for what is written elsewhere.
-            self.below.abort()
-        elif channel is not self._channel:
+        # One that is not known here is another API server's: vLLM can start several on one socket.
+        if channel is not None and channel is not self._channel:
             self._channel, self._number = channel, int(number)
             channel.enter(self._number, self)
             self.holder.through = functools.partial(channel.send, self._number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -311,13 +310,40 @@ async def test_all_wait_where_the_gateway_reads_nothing(client: Client, engine: 
         assert await answer.read() == bytes(10_000_000)
 
 
-async def test_a_channel_nobody_opened_is_no_answer(client: Client, engine: Engine) -> None:
-    """It would be written where nobody reads."""
+async def test_a_channel_of_another_api_server(
+    client: Client, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the socket for HTTP: the answer comes on the connection, and so does its end."""
+    monkeypatch.setattr(http_connection, "_UNREAD", 1000)
+    monkeypatch.setattr(channel, "_OPEN", {})
+    sent = 0
+
+    async def talk(body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
+        nonlocal sent
+        for _ in range(5000):
+            await say(bytes(1000))
+            sent += 1
+            await asyncio.sleep(0)
+
+    async with await _ask(client, b"a b") as answer:
+        assert answer._connection._channel is client._channel
+        assert await answer.read() == b"ab"
+    engine.talk, engine.length = talk, 5_000_001
+    async with await _ask(client, b"large") as answer:
+        before = -1
+        while sent > before:
+            before = sent
+            await asyncio.sleep(0.2)
+        assert sent < 2000
+        with pytest.raises(ConnectionBroken, match="before its answer's end"):
+            await asyncio.wait_for(answer.read(), 20)
+
+
+async def test_a_channel_nobody_opened(engine: Engine) -> None:
     reader, writer = await asyncio.open_unix_connection(str(engine.socket))
     head = f"POST / HTTP/1.1\r\nhost: x\r\n{CHANNEL_HEADER}: 0123456789abcdef 7\r\n"
     writer.write(head.encode() + b"content-length: 1\r\n\r\nx")
-    with contextlib.suppress(ConnectionResetError):
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)) == b"HTTP/1.1 200 OK\r\n"
     writer.close()
 
 
