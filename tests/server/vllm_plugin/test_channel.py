@@ -56,6 +56,28 @@ async def _echo(body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
         await asyncio.sleep(0)
 
 
+class Long:
+    """Says `count` parts of `size` bytes."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._count, self._size = count, size
+        self._sent = 0
+
+    async def __call__(self, body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
+        for _ in range(self._count):
+            await say(bytes(self._size))
+            self._sent += 1
+            await asyncio.sleep(0)
+
+    async def stalled(self) -> int:
+        """How many parts it had said when it had to wait."""
+        before = -1
+        while self._sent > before:
+            before = self._sent
+            await asyncio.sleep(0.2)
+        return self._sent
+
+
 @pytest.fixture
 async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
@@ -260,25 +282,10 @@ async def test_the_engine_waits_for_one_reader_alone(
     client: Client, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_connection, "_UNREAD", 1000)
-    sent = 0
-
-    async def talk(body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
-        nonlocal sent
-        if body == b"small":
-            await say(body)
-            return
-        for _ in range(500):
-            await say(bytes(1000))
-            sent += 1
-            await asyncio.sleep(0)
-
-    engine.talk = talk
+    engine.talk = talk = Long(500, 1000)
     slow = await _ask(client, b"large")
-    before = -1
-    while sent > before:
-        before = sent
-        await asyncio.sleep(0.2)
-    assert sent < 100
+    assert await talk.stalled() < 100
+    engine.talk = _echo
     async with await _ask(client, b"small") as answer:
         assert await answer.read() == b"small"
     async with slow:
@@ -286,25 +293,13 @@ async def test_the_engine_waits_for_one_reader_alone(
 
 
 async def test_all_wait_where_the_gateway_reads_nothing(client: Client, engine: Engine) -> None:
-    sent = 0
-
-    async def talk(body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
-        nonlocal sent
-        for _ in range(1000):
-            await say(bytes(10_000))
-            sent += 1
-            await asyncio.sleep(0)
-
+    talk = Long(1000, 10_000)
     assert client._channel is not None
     assert client._channel._transport is not None
     engine.talk = talk
     answer = await _ask(client, b"large")
     client._channel._transport.pause_reading()
-    before = -1
-    while sent > before:
-        before = sent
-        await asyncio.sleep(0.2)
-    assert sent < 500
+    assert await talk.stalled() < 500
     client._channel._transport.resume_reading()
     async with answer:
         assert await answer.read() == bytes(10_000_000)
@@ -316,25 +311,13 @@ async def test_a_channel_of_another_api_server(
     """They share the socket for HTTP: the answer comes on the connection, and so does its end."""
     monkeypatch.setattr(http_connection, "_UNREAD", 1000)
     monkeypatch.setattr(channel, "_OPEN", {})
-    sent = 0
-
-    async def talk(body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
-        nonlocal sent
-        for _ in range(5000):
-            await say(bytes(1000))
-            sent += 1
-            await asyncio.sleep(0)
-
+    talk = Long(5000, 1000)
     async with await _ask(client, b"a b") as answer:
         assert answer._connection._channel is client._channel
         assert await answer.read() == b"ab"
     engine.talk, engine.length = talk, 5_000_001
     async with await _ask(client, b"large") as answer:
-        before = -1
-        while sent > before:
-            before = sent
-            await asyncio.sleep(0.2)
-        assert sent < 2000
+        assert await talk.stalled() < 2000
         with pytest.raises(ConnectionBroken, match="before its answer's end"):
             await asyncio.wait_for(answer.read(), 20)
 
