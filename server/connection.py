@@ -32,7 +32,7 @@ class Holding(HttpToolsProtocol):
 
     def writer(self) -> BodyWriter:
         """For the answer to the request whose head has just arrived."""
-        return BodyWriter(self.cycle, self.holder, self.below)
+        return BodyWriter(self.cycle, self.holder)
 
 
 class Connection(Holding):
@@ -71,10 +71,9 @@ class BodyWriter:
     For one request, once the head of its answer has been sent without a length.
     """
 
-    def __init__(self, cycle: RequestResponseCycle, holder: Holder, transport: asyncio.Transport):
+    def __init__(self, cycle: RequestResponseCycle, holder: Holder):
         self._cycle = cycle
         self._holder = holder
-        self._transport = transport
 
     def __call__(self, part: bytes) -> bool:
         """Write it; False: the client has to read first, or has gone, as `send` will say."""
@@ -82,10 +81,7 @@ class BodyWriter:
         if cycle.disconnected:
             return False
         assert cycle.chunked_encoding and not cycle.response_complete
-        if self._holder.holds:
-            self._holder.flush()
-        # Not through the holder: events come by themselves, and many at once.
-        self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        self._holder.write_now(b"%x\r\n%b\r\n" % (len(part), part))
         return not cycle.flow.write_paused
 
 
@@ -113,6 +109,15 @@ class Holder(asyncio.Transport):
         self._size += len(data)
         if self._size > _HELD:
             self.flush()
+
+    def write_now(self, data: bytes) -> None:
+        """Write what comes by itself, as events do: there is nothing to hold it for."""
+        if self.through is not None:
+            self.through(data)
+            return
+        if self.holds:
+            self.flush()
+        self._transport.write(data)
 
     def close(self) -> None:
         self.flush()

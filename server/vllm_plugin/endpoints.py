@@ -26,6 +26,7 @@ import vllm.plugins
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from vllm.envs import enable_envs_cache
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.vllm_plugin import WORKER_EXTENSION
@@ -93,6 +94,8 @@ class ResidencyEndpoints:
         """Begin to watch before the first request; without our worker methods do nothing."""
         from server.vllm_plugin import channel
 
+        # vLLM does so in the engine core only; here it reads the environment for every token.
+        enable_envs_cache()
         self._any_engine = engine_client
         if args.uds:
             self._channels = await channel.listen(Path(args.uds))

@@ -83,7 +83,7 @@ async def test_an_events_writer_writes_after_what_is_held() -> None:
         response_complete=False,
         flow=SimpleNamespace(write_paused=False),
     )
-    write = BodyWriter(cast(Any, cycle), holder, written)
+    write = BodyWriter(cast(Any, cycle), holder)
     holder.write(HEAD)
     assert write(b"data")
     assert written.pieces == [HEAD, b"4\r\ndata\r\n"]

@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.responses import StreamingResponse
 
 from server.engine import http_connection
 from server.engine.channel import CHANNEL_HEADER, PAIR, Channel, channel_socket
@@ -31,8 +32,18 @@ class Engine:
         self.talk: Talk = _echo
         self.hung_up = asyncio.Event()
         self.length: int | None = None
+        # Answers instead, behind something that sees what is sent.
+        self.response: StreamingResponse | None = None
+        self.sent: list[bytes] = []
 
     async def application(self, scope: Any, receive: Any, send: Any) -> None:
+        async def seen(message: Any) -> None:
+            self.sent.append(message.get("body", b"head"))
+            await send(message)
+
+        if self.response is not None:
+            await self.response(scope, receive, seen)
+            return
         body = (await receive())["body"]
         length = [] if self.length is None else [(b"content-length", b"%d" % self.length)]
         await send({"type": "http.response.start", "status": 200, "headers": length})
@@ -82,6 +93,7 @@ class Long:
 async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     monkeypatch.setattr(channel, "HTTP_PROTOCOLS", uvicorn.config.HTTP_PROTOCOLS)
+    monkeypatch.setattr(StreamingResponse, "__call__", StreamingResponse.__call__)
     channel.answer_through_channels()
     engine = Engine(tmp_path / "engine.sock")
     config = uvicorn.Config(
@@ -290,6 +302,61 @@ async def test_the_engine_waits_for_one_reader_alone(
         assert await answer.read() == b"small"
     async with slow:
         assert await slow.read() == bytes(500_000)
+
+
+async def _parts() -> AsyncIterator[str | bytes | memoryview]:
+    for part in ("ä", b"", memoryview(b"b"), "c"):
+        await asyncio.sleep(0)
+        yield part
+
+
+async def test_a_stream_writes_its_parts_itself(client: Client, engine: Engine) -> None:
+    engine.response = StreamingResponse(_parts())
+    async with await _ask(client, b"x") as answer:
+        assert await answer.read() == "äbc".encode()
+    assert engine.sent == [b"head", b""]
+    # The connection goes on being used.
+    engine.response = StreamingResponse(_parts(), headers={"content-length": "4"})
+    async with await _ask(client, b"x") as answer:
+        assert await answer.read() == "äbc".encode()
+    assert engine.sent == [b"head", b"", b"head", "ä".encode(), b"", b"b", b"c", b""]
+
+
+async def test_a_stream_without_a_channel_sends_its_parts(engine: Engine) -> None:
+    client = Client(Endpoint.of("http://engine", engine.socket), 5, 2.5)
+    engine.response = StreamingResponse(_parts())
+    async with await _ask(client, b"x") as answer:
+        assert await answer.read() == "äbc".encode()
+    assert engine.sent == [b"head", "ä".encode(), b"", b"b", b"c", b""]
+    client.close()
+
+
+async def test_a_stream_that_writes_itself_waits_and_is_ended(
+    client: Client, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connection, "_UNREAD", 1000)
+    said, ended = 0, asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal said
+        try:
+            while said < 500:
+                said += 1
+                await asyncio.sleep(0)
+                yield bytes(1000)
+        finally:
+            ended.set()
+
+    engine.response = StreamingResponse(parts())
+    answer = await _ask(client, b"x")
+    before = -1
+    while said > before:
+        before = said
+        await asyncio.sleep(0.2)
+    assert said < 100
+    answer.close()
+    await asyncio.wait_for(ended.wait(), 5)
+    assert said < 100
 
 
 async def test_all_wait_where_the_gateway_reads_nothing(client: Client, engine: Engine) -> None:
