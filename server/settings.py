@@ -183,6 +183,7 @@ class ServeSettings(Frozen):
         None,
         ge=1,
         description="Prompt tokens of one tenant that an engine reads at a time, or one prompt; "
+        "half as many while other tenants are about; "
         "default: 256 for each thread of a CPU engine, else 8192.",
     )
     slot_patience: Seconds = Field(

@@ -22,7 +22,7 @@ class Limits:
 
     places: sequences at the engine at once. Up to `extra` more are for tenants below their fair
         share, and as many of `places` are kept from others while such a tenant is about.
-    prompt_tokens: that one tenant may have being read at a time.
+    prompt_tokens: that one tenant may have being read at a time; half of it while others are about.
     queued, queued_per_tenant: requests that wait at most; `timeout`: seconds that each waits.
     patience: seconds for which requests to adapters in slots may pass one that waits for a slot.
     recent: seconds for which a tenant is about after its last request.

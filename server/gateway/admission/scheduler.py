@@ -7,7 +7,8 @@ after anything that may make room, `pump` gives the tickets that are admitted no
 2. At most `places` sequences are at the engine; tenants below their fair share get some more.
 3. Adapters in flight never exceed the slots. A request to an adapter in flight may pass one that
    waits for a slot, for `patience` seconds: then an adapter in flight has to leave.
-4. A tenant has at most `prompt_tokens` being read at a time, or one prompt.
+4. A tenant has at most `prompt_tokens` being read at a time, or one prompt; half as many while
+   others are about.
 """
 
 from __future__ import annotations
@@ -213,14 +214,14 @@ class Scheduler:
         """Seconds until what is queued now is admitted, by the rate of the last ones."""
         return self._completions.seconds_for(self.queued + 1, now)
 
-    def held_back(self) -> Queued:
+    def held_back(self, now: float) -> Queued:
         """The queue by reason: each waits for a place unless something else comes first."""
         slot = prompt = 0
         for account in self.accounts.waiting():
             for flow in account.waiting():
                 if flow.adapter in self.slots.wanted:
                     slot += len(flow.waiting)
-                elif not self._may_read(account, flow.waiting[0]):
+                elif not self._may_read(account, flow.waiting[0], now):
                     prompt += len(flow.waiting)
         return Queued(self.queued - slot - prompt, slot, prompt)
 
@@ -235,7 +236,7 @@ class Scheduler:
                 if not self._has_place(account, ticket, now, len(waiting)):
                     # Nobody passes: places go by service, or who asks for many never gets them.
                     return None
-                if not self._may_read(account, ticket):
+                if not self._may_read(account, ticket, now):
                     break
                 if self._has_slot(account, ticket, now):
                     return account, flow, ticket
@@ -245,7 +246,7 @@ class Scheduler:
         """Where nothing else waits."""
         return (
             self._has_place(account, ticket, now, 1)
-            and self._may_read(account, ticket)
+            and self._may_read(account, ticket, now)
             and self._has_slot(account, ticket, now)
         )
 
@@ -267,9 +268,12 @@ class Scheduler:
         kept = limits.extra if self.accounts.about(now) > waiting else 0
         return self.places + need <= max(need, limits.places - kept)
 
-    def _may_read(self, account: Account, ticket: Ticket) -> bool:
-        more = account.reading + ticket.cost.prompt_tokens
-        return account.reading == 0 or more <= self.limits.prompt_tokens
+    def _may_read(self, account: Account, ticket: Ticket, now: float) -> bool:
+        limit = self.limits.prompt_tokens
+        if self.accounts.crowded(now):
+            # Others wait for the step that is under way, and for what is read in their own.
+            limit //= 2
+        return account.reading == 0 or account.reading + ticket.cost.prompt_tokens <= limit
 
     def _has_slot(self, account: Account, ticket: Ticket, now: float) -> bool:
         adapter, slots = ticket.adapter, self.slots

@@ -136,8 +136,8 @@ class Admission:
     def state(self, *, tenants: int = 20) -> QueueState:
         """A picture for people and metrics, with at most so many tenants."""
         core = self.core
-        held = core.held_back()
         now = self.clock()
+        held = core.held_back(now)
         shown = sorted(
             core.accounts.known(), key=lambda a: (-a.queued, -a.in_flight, -a.seen, a.name)
         )

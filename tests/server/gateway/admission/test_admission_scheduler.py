@@ -154,7 +154,7 @@ class Books(RuleBasedStateMachine):
             assert account.places == sum(one.places for one in own)
             assert account.queued == sum(one.tenant == account.name for one in self.waiting)
             assert account.reading >= 0
-        held = core.held_back()
+        held = core.held_back(self.now)
         assert held.place + held.slot + held.prompt == core.queued
         assert min(held.place, held.slot, held.prompt) >= 0
 
@@ -190,3 +190,35 @@ class Books(RuleBasedStateMachine):
 
 TestBooks = Books.TestCase
 TestBooks.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_half_as_many_prompts_are_read_at_once_while_others_are_about() -> None:
+    core = Scheduler(Limits(prompt_tokens=400, recent=60), slots=None)
+    reading = [ticket("a", prompt=100) for _ in range(4)]
+    assert [core.offer(one, 0) for one in reading] == [True] * 4
+    waiting = [ticket("a", prompt=100) for _ in range(6)]
+    assert [core.offer(one, 0) for one in waiting] == [False] * 6
+    other = ticket("b", prompt=100)
+    assert not core.offer(other, 1)  # Something waits already: all go by their order.
+    assert core.pump(1) == [other]
+    for one in reading[:2]:
+        core.first_token(one, 2)
+    assert core.pump(2) == []
+    core.first_token(reading[2], 3)
+    assert core.pump(3) == waiting[:1]
+    assert core.held_back(3).prompt == 5
+    # However long one is, it is read once nothing else of its tenant is.
+    long = ticket("c", prompt=900)
+    assert not core.offer(long, 4)
+    assert core.pump(4) == [long]
+
+
+def test_all_prompts_are_read_at_once_when_the_others_are_gone() -> None:
+    core = Scheduler(Limits(prompt_tokens=400, recent=60), slots=None)
+    other = ticket("b")
+    assert core.offer(other, 0)
+    core.finish(other, 1)
+    first = [ticket("a", prompt=100) for _ in range(4)]
+    assert [core.offer(one, 2) for one in first] == [True, True, False, False]
+    assert core.pump(60.5) == []
+    assert core.pump(62) == first[2:]
