@@ -19,7 +19,7 @@ from server.vllm_plugin.native.builder import NotBuiltError, library_path
 logger = logging.getLogger("vllm.adapterctl.native")
 
 SWITCH = "ADAPTERCTL_NATIVE_KERNELS"
-_CAN_HALF, _CAN_AMX, _CAN_THREADS = 1, 2, 4
+_CAN_HALF, _CAN_AMX, _CAN_THREADS, _CAN_PAIRS = 1, 2, 4, 8
 # FLOAT, BFLOAT and HALF in work.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -63,7 +63,8 @@ class Library:
         loaded.lora_start.argtypes, loaded.lora_start.restype = [], ctypes.c_int
         can = loaded.lora_start()
         self.half = bool(can & _CAN_HALF)
-        self.amx = bool(can & _CAN_AMX)
+        # What multiplies blocks of rows, in bfloat16; empty where nothing does.
+        self.blocks = "AMX" if can & _CAN_AMX else "AVX-512 BF16" if can & _CAN_PAIRS else ""
         self.threads = bool(can & _CAN_THREADS)
 
     def types(self) -> dict[torch.dtype, int]:
@@ -83,5 +84,6 @@ def load() -> Library | None:
     except (NotBuiltError, OSError, AttributeError) as error:
         logger.warning("LoRA by torch, which is slower when decoding: %s", error)
         return None
-    logger.info("LoRA by %s (AMX: %s, threads: %s)", path, library.amx, library.threads)
+    blocks = library.blocks or "none"
+    logger.info("LoRA by %s (blocks: %s, threads: %s)", path, blocks, library.threads)
     return library

@@ -28,7 +28,7 @@ API int lora_start(void) {
 #if HAVE_HALF
     can |= CAN_HALF;
 #endif
-    if (amx_allowed()) can |= CAN_AMX;
+    can |= blocks_allowed();
     if (GOMP_parallel && GOMP_barrier && omp_get_thread_num && omp_get_num_threads)
         can |= CAN_THREADS;
     return can;

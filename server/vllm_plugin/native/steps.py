@@ -47,7 +47,7 @@ class _Part:
 
 
 class NativeStep:
-    """A plan in both forms: with blocks of neighbouring rows where AMX is there, and without."""
+    """A plan in both forms: with blocks of neighbouring rows, and without."""
 
     def __init__(self, plan: Plan):
         self.plan = plan

@@ -12,8 +12,8 @@ from server.vllm_plugin.written import Stacks, WrittenSlots
 
 # A pointer and the number of columns stand before a slot's ranks.
 _HEAD = 2
-# A tile of AMX takes so many inputs.
-_AMX_INPUTS = 32
+# A tile of AMX takes so many inputs; the rows that vectors take are as long.
+_TILE_INPUTS = 32
 
 
 class NativeWeights:
@@ -36,11 +36,11 @@ class NativeWeights:
         self.inputs = self._a[0].shape[-1] if self._a else self._b[0].shape[-1]
         kept = torch.bfloat16 if self._dtype is torch.bfloat16 else torch.float32
         bfloat = kept is torch.bfloat16
-        amx = library.amx and bool(self._a) and bfloat and self.inputs % _AMX_INPUTS == 0
+        blocks = bool(library.blocks and self._a) and bfloat and self.inputs % _TILE_INPUTS == 0
         types = library.types()
-        # By the types of x and y: theirs in C, and whether AMX takes them.
+        # By the types of x and y: theirs in C, and whether blocks do.
         self.kinds = {
-            (x, y): (types[x], types[y], amx and x is torch.bfloat16 and y is torch.bfloat16)
+            (x, y): (types[x], types[y], blocks and x is torch.bfloat16 and y is torch.bfloat16)
             for x in types
             for y in types
             if self._dtype in types

@@ -17,6 +17,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #define HAVE_AMX 1
+#elif defined(__AVX512BF16__) && defined(__AVX512F__)
+#define HAVE_PAIRS 1
 #endif
 
 #define API __attribute__((visibility("default")))
@@ -33,7 +35,7 @@ typedef float vec_at __attribute__((vector_size(64), aligned(1), may_alias));
 typedef uint16_t hvec_at __attribute__((vector_size(32), aligned(1), may_alias));
 
 enum { FLOAT = 0, BFLOAT = 1, HALF = 2 };
-enum { CAN_HALF = 1, CAN_AMX = 2, CAN_THREADS = 4 };
+enum { CAN_HALF = 1, CAN_AMX = 2, CAN_THREADS = 4, CAN_PAIRS = 8 };
 
 /* Of the OpenMP library that torch has loaded; a second one would have threads of its own. */
 extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
