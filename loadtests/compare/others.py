@@ -32,7 +32,8 @@ def gateway(session: Session) -> Table:
     if not rows:
         rows = [Row("added ms (p50)", None, "ms", at_most(ADDED_MS))]
     throughput = _number(found, "throughput ratio")
-    rows.append(Row(f"throughput at {STREAMS} streams", throughput, "", at_least(THROUGHPUT)))
+    title = f"throughput at {STREAMS} streams"
+    rows.append(Row(title, throughput, _rates(found), at_least(THROUGHPUT)))
     return Table(
         key="gateway",
         title="C. The gateway against the engine asked directly",
@@ -40,6 +41,16 @@ def gateway(session: Session) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _rates(found: Mapping[str, Any]) -> str:
+    names = ("tokens/s, gateway", "tokens/s, engine")
+    quartiles = ("throughput ratio, lower quartile", "throughput ratio, upper quartile")
+    values = [_number(found, name) for name in (*names, *quartiles)]
+    if any(value is None for value in values):
+        return ""
+    gateway, engine, lower, upper = values
+    return f"{gateway:.0f} : {engine:.0f} tokens/s; half of the pairs {lower:.3f} to {upper:.3f}"
 
 
 def bandwidth(session: Session) -> Table:

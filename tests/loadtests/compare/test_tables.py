@@ -140,3 +140,20 @@ def test_benchmark_that_dies_leaves_its_bars_unmeasured(
     table = others.gateway(session)
     assert [row.verdict for row in table.rows] == ["NOT MEASURED", "NOT MEASURED"]
     assert "bench_gateway ended with 1" in table.notes[0]
+
+
+def test_the_gateways_rates_and_their_spread_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {
+        "added ms, 1 token (p50)": 1.2,
+        "throughput ratio": 0.99,
+        "throughput ratio, lower quartile": 0.9712,
+        "throughput ratio, upper quartile": 1.004,
+        "tokens/s, gateway": 410.2,
+        "tokens/s, engine": 414.7,
+    }
+    monkeypatch.setattr(others, "_run", lambda *_: found)
+    table = others.gateway(Session(tmp_path, quick=False, rounds=1, loads=1))
+    assert [row.verdict for row in table.rows] == ["met", "met"]
+    assert table.rows[1].figures == "410 : 415 tokens/s; half of the pairs 0.971 to 1.004"
