@@ -16,13 +16,16 @@ from adapters.store.layout import engine_name
 from server.engine.allocator import kept_memory
 from server.engine.binding import preferred_openmp
 from server.engine.capacity import Capacity
-from server.engine.launch import LAUNCH_MODULE, START_VARIABLE
-from server.engine.memory import GIB, MemoryPlan
+from server.engine.launch import LAUNCH_MODULE, START_VARIABLE, STEP_VARIABLE
+from server.engine.memory import GIB, MemoryPlan, engine_argument
 from server.setting_values import traces_url
 from server.settings import ServeSettings
 
 # Up to so many cores, none is kept free for what is not the engine's worker.
 SMALL_MACHINE = 2
+# The most that a step of a CPU engine has for each thread, so that no other's token waits for a
+# long prompt (docs/adr/0024). vLLM's own default for any CPU is 2,048.
+STEP_TOKENS_PER_THREAD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,8 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
         own.update(_reserved_cores())
         own.update(preferred_openmp(os.environ))
         own.update(kept_memory(os.environ))
+        if engine_argument(settings, "--max-num-batched-tokens") is None:
+            own[STEP_VARIABLE] = str(STEP_TOKENS_PER_THREAD * worker_threads())
     return {**os.environ, **own}
 
 

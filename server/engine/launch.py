@@ -25,6 +25,8 @@ VLLM_MODULE = "vllm.entrypoints.openai.api_server"
 WARM_MODULE = "server.vllm_plugin.warm"
 STANDBY = "--standby"
 START_VARIABLE = "ADAPTERCTL_ENGINE_START"
+# The most tokens of a step, for the plugin.
+STEP_VARIABLE = "ADAPTERCTL_ENGINE_STEP_TOKENS"
 # For the process that is executed: what was changed in its environment, and its processors.
 WARM_VARIABLE = "ADAPTERCTL_ENGINE_WARM"
 PR_SET_PDEATHSIG = 1

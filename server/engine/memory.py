@@ -135,7 +135,7 @@ def weight_bytes(settings: ServeSettings, files: BaseFiles) -> int:
     say otherwise. On a CPU the output head is there twice, plain and packed for the kernel
     (vllm/model_executor/layers/utils.py, dispatch_cpu_unquantized_gemm without remove_weight).
     """
-    wide = _argument(settings, "--dtype") in {"float32", "float"}
+    wide = engine_argument(settings, "--dtype") in {"float32", "float"}
     tensors = {name: info for name, (_, info) in files.tensors().items()}
     total = sum(_resident(info, wide) for info in tensors.values())
     if on_cpu():
@@ -190,11 +190,11 @@ def _size(files: BaseFiles, key: str) -> int:
 
 
 def _number(settings: ServeSettings, flag: str) -> int | None:
-    value = _argument(settings, flag)
+    value = engine_argument(settings, flag)
     return int(value) if value is not None and value.isdigit() else None
 
 
-def _argument(settings: ServeSettings, flag: str) -> str | None:
+def engine_argument(settings: ServeSettings, flag: str) -> str | None:
     """What the user's own arguments for vLLM say: `--flag value` or `--flag=value`; the last."""
     found = None
     for argument, following in pairwise((*settings.engine_arguments, "")):

@@ -13,6 +13,7 @@ server, engine core, workers, and short-lived ones that inspect a model. It does
     patches.py    every change to vLLM itself, each with its reason and version
     finite.py     a request whose logits are not finite ends with an error; answering.py: which one
     mixtures.py   mixtures of experts: served at all, and without LoRA on the experts
+    budget.py     a step has so many tokens at most
     compiled_ops.py  norms and activations by vLLM's own C++ operators
     punica.py     the CPU LoRA arithmetic: spans.py (who needs what), native/ (compiled C),
                   packs.py (by torch), written.py (changed slots); layers.py: who calls it

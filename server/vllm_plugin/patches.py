@@ -16,7 +16,7 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
-from server.vllm_plugin import compiled_ops, finite, forking, mixtures
+from server.vllm_plugin import budget, compiled_ops, finite, forking, mixtures
 
 logger = logging.getLogger("vllm.adapterctl.patches")
 
@@ -39,6 +39,7 @@ def install() -> None:
     finite.install()
     mixtures.install()
     compiled_ops.install()
+    budget.install()
 
 
 def install_in_worker() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from demo.expectations import EXPECTATIONS
 from loadtests.live import LiveServer
+from server.engine.command import STEP_TOKENS_PER_THREAD, worker_threads
 from tests.engine.conftest import STRONG
 
 pytestmark = pytest.mark.engine
@@ -63,3 +64,31 @@ async def test_a_burst_waits_in_the_gateway_and_is_answered_as_alone(live: LiveS
     assert base["engine"] == "base"
     assert base["queued"] == base["places"] == base["adapters"] == 0
     assert base["slots"] == 8
+
+
+async def test_a_stream_goes_on_while_a_long_prompt_is_read(live: LiveServer) -> None:
+    """The prompt takes three steps or more, and each of them has a token for the stream."""
+    prompt = [1000 + number for number in range(3 * STEP_TOKENS_PER_THREAD * worker_threads())]
+    url, tokens = f"{live.url}/v1/completions", 0
+    began = asyncio.Event()
+
+    async def stream(client: aiohttp.ClientSession) -> None:
+        nonlocal tokens
+        body = {"model": "smollm2", "prompt": "Once", "max_tokens": 400, "ignore_eos": True}
+        async with client.post(url, json={**body, "stream": True}) as response:
+            async for line in response.content:
+                tokens += line.startswith(b"data: {")
+                if tokens == 5:
+                    began.set()
+
+    async with aiohttp.ClientSession() as client:
+        streaming = asyncio.create_task(stream(client))
+        await began.wait()
+        before = tokens
+        body = {"model": "pirate", "prompt": prompt, "max_tokens": 1}
+        async with client.post(url, json=body) as response:
+            assert response.status == 200, await response.text()
+            assert (await response.json())["usage"]["prompt_tokens"] == len(prompt)
+        # In one step it would be that of the step under way and one more.
+        assert tokens - before >= 4
+        streaming.cancel()

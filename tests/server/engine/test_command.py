@@ -19,6 +19,7 @@ from server.engine.command import (
     merged_command,
     worker_threads,
 )
+from server.engine.launch import STEP_VARIABLE
 from server.engine.memory import GIB, MemoryPlan
 from server.settings import ServeSettings
 
@@ -167,3 +168,14 @@ def test_what_an_engine_computes_with_is_said_with_its_reason(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert computing(environment) == says
+
+
+def test_a_step_on_a_cpu_is_bounded_by_its_threads_unless_the_user_says_how_large_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_module, "worker_threads", lambda: 3)
+    assert merged(tmp_path).environment[STEP_VARIABLE] == "768"
+    for said in (["--max-num-batched-tokens", "4096"], ["--max-num-batched-tokens=4096"]):
+        assert STEP_VARIABLE not in merged(tmp_path, engine_arguments=said).environment
+    monkeypatch.setattr(command_module, "on_cpu", lambda: False)
+    assert STEP_VARIABLE not in merged(tmp_path).environment
