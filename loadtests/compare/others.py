@@ -37,7 +37,7 @@ def gateway(session: Session) -> Table:
     return Table(
         key="gateway",
         title="C. The gateway against the engine asked directly",
-        load=f"Interleaved requests to the same engine; {STREAMS} streams of chat or completions.",
+        load=f"Interleaved requests to the same engine; {STREAMS} streams of 64 tokens, in pairs.",
         rows=tuple(rows),
         notes=tuple(notes),
     )

@@ -8,7 +8,7 @@ import pytest
 
 from loadtests.adapters import make_store
 from loadtests.compare.engines import COMPILED, OURS, PLAIN, STOCK, Engines, without
-from server.engine.launch import LAUNCH_MODULE
+from server.engine.launch import LAUNCH_MODULE, STEP_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,11 @@ def _arguments(engines: Engines, side: str) -> list[str]:
 def test_stock_has_our_flags_and_nothing_of_ours(engines: Engines) -> None:
     ours, stock = _arguments(engines, OURS), _arguments(engines, STOCK)
     cut = stock.index("--lora-modules")
-    own = ["--uds", "--worker-extension-cls"]
+    own = ["--uds", "--worker-extension-cls", "--max-num-scheduled-tokens"]
     assert sorted(without(ours, own)) == sorted(without(stock[:cut], own))
     assert not any("server.vllm_plugin" in argument for argument in stock)
+    bound = engines.command(OURS).environment[STEP_VARIABLE]
+    assert stock[stock.index("--max-num-scheduled-tokens") + 1] == bound
     names = [module.partition("=")[0] for module in stock[cut + 1 :]]
     paths = [Path(module.partition("=")[2]) for module in stock[cut + 1 :]]
     assert names == ["a0000", "a0001"]
