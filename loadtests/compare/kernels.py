@@ -292,8 +292,8 @@ def _explained(session: Session) -> list[str]:
         "Engine without LoRA: ours with the same settings and no adapters, eager like the one "
         "with LoRA. Both are up, one of them stopped while the other is measured, twice as many "
         "rounds. Of all others one engine is up at a time.",
-        f"Stock vLLM: the same model, flags and bound of a step, VLLM_PLUGINS empty; {stock} only, since a round "
-        "of first tokens takes it half a minute.",
+        "Stock vLLM: the same model, flags and bound of a step, VLLM_PLUGINS empty; "
+        f"{stock} only, since a round of first tokens takes it half a minute.",
         "Rank 64 is compared on an engine whose slots hold rank 64, rank 16 on the same one.",
         f"{PEFT}: one process, batches of eight made by hand, no server, no scheduling; first "
         "token is one forward pass with a sampled token, 4 mixed is `adapter_names`.",
