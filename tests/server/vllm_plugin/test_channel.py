@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
@@ -20,73 +19,7 @@ from server.engine.http_client import Client
 from server.engine.http_connection import Answer, ConnectionBroken
 from server.vllm_plugin import channel
 from server.vllm_plugin.channel import EngineConnection
-
-Talk = Callable[[bytes, Callable[[bytes], Awaitable[None]]], Awaitable[None]]
-
-
-class Engine:
-    """uvicorn with our connections, as in vLLM's API server; `talk` says the body."""
-
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
-        self.talk: Talk = _echo
-        self.hung_up = asyncio.Event()
-        self.length: int | None = None
-        # Answers instead, behind something that sees what is sent.
-        self.response: StreamingResponse | None = None
-        self.sent: list[bytes] = []
-
-    async def application(self, scope: Any, receive: Any, send: Any) -> None:
-        async def seen(message: Any) -> None:
-            self.sent.append(message.get("body", b"head"))
-            await send(message)
-
-        if self.response is not None:
-            await self.response(scope, receive, seen)
-            return
-        body = (await receive())["body"]
-        length = [] if self.length is None else [(b"content-length", b"%d" % self.length)]
-        await send({"type": "http.response.start", "status": 200, "headers": length})
-
-        async def say(part: bytes) -> None:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-
-        async def watch() -> None:
-            assert (await receive())["type"] == "http.disconnect"
-            self.hung_up.set()
-
-        watching = asyncio.create_task(watch())
-        await self.talk(body, say)
-        watching.cancel()
-        await send({"type": "http.response.body", "body": b""})
-
-
-async def _echo(body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
-    for part in body.split(b" "):
-        await say(part)
-        await asyncio.sleep(0)
-
-
-class Long:
-    """Says `count` parts of `size` bytes."""
-
-    def __init__(self, count: int, size: int) -> None:
-        self._count, self._size = count, size
-        self._sent = 0
-
-    async def __call__(self, body: bytes, say: Callable[[bytes], Awaitable[None]]) -> None:
-        for _ in range(self._count):
-            await say(bytes(self._size))
-            self._sent += 1
-            await asyncio.sleep(0)
-
-    async def stalled(self) -> int:
-        """How many parts it had said when it had to wait."""
-        before = -1
-        while self._sent > before:
-            before = self._sent
-            await asyncio.sleep(0.2)
-        return self._sent
+from tests.server.vllm_plugin.talking_engine import Engine, Long, echo
 
 
 @pytest.fixture
@@ -262,7 +195,7 @@ async def test_who_hangs_up_ends_the_request(client: Client, engine: Engine) -> 
     answer.release()
     await asyncio.wait_for(engine.hung_up.wait(), 5)
     # And others go on.
-    engine.talk = _echo
+    engine.talk = echo
     async with await _ask(client, b"a b") as answer:
         assert await answer.read() == b"ab"
 
@@ -285,7 +218,7 @@ async def test_a_channel_that_is_lost(client: Client, engine: Engine, end: str) 
     answer.release()
     await asyncio.wait_for(engine.hung_up.wait(), 5)
     # What is asked from now on needs none.
-    engine.talk = _echo
+    engine.talk = echo
     async with await _ask(client, b"a b") as answer:
         assert await answer.read() == b"ab"
 
@@ -297,7 +230,7 @@ async def test_the_engine_waits_for_one_reader_alone(
     engine.talk = talk = Long(500, 1000)
     slow = await _ask(client, b"large")
     assert await talk.stalled() < 100
-    engine.talk = _echo
+    engine.talk = echo
     async with await _ask(client, b"small") as answer:
         assert await answer.read() == b"small"
     async with slow:
