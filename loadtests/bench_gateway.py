@@ -4,8 +4,8 @@ One server is started; the same requests go, in pairs of which each side begins 
 the gateway's port and straight to the engine's unix socket. Printed: milliseconds added to one
 request (the median of the pairs' differences), the ratio of output tokens/s at concurrent streams
 (the median of the pairs' ratios), and the gateway's own processor time for a token. Bars: at most
-1.5 ms; at least 0.98 at 16 streams. Takes five minutes: on
-a shared machine one pair in two is off by more than what is measured, so there are many.
+1.5 ms; at least 0.98 at 16 streams. Takes five minutes: on a shared machine
+one pair in two is off by more than what is measured, so there are many.
 """
 
 from __future__ import annotations

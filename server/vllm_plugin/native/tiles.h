@@ -11,7 +11,8 @@
 
 #if HAVE_AMX
 
-/* Tile 0 to 3 hold sums, 4 holds rows, 5 weights. Linux grants the tiles' state to a process that asks (Documentation/arch/x86/xstate.rst). */
+/* Tile 0 to 3 hold sums, 4 holds rows, 5 weights. Linux grants the tiles' state to a process that
+   asks (Documentation/arch/x86/xstate.rst). */
 static int blocks_allowed(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 ? CAN_AMX : 0;
@@ -36,8 +37,8 @@ static void begin(int pairs) {
 }
 
 /* sums[row][16 * tiles] = 16 rows times `tiles` (1 to 4) neighbouring column tiles of W. */
-INLINE void multiply_tiles(const char *rows, int64_t row_bytes, const char *weights, int64_t tile_bytes,
-                     int64_t steps, int step, float *sums, int tiles) {
+INLINE void multiply_tiles(const char *rows, int64_t row_bytes, const char *weights,
+                           int64_t tile_bytes, int64_t steps, int step, float *sums, int tiles) {
     _tile_zero(0);
     if (tiles > 1) _tile_zero(1);
     if (tiles > 2) _tile_zero(2);
@@ -66,7 +67,7 @@ INLINE void multiply_tiles(const char *rows, int64_t row_bytes, const char *weig
 }
 
 static void multiply(const char *rows, int64_t row_bytes, const char *weights,
-                         int64_t tile_bytes, int64_t steps, int step, float *sums, int tiles) {
+                     int64_t tile_bytes, int64_t steps, int step, float *sums, int tiles) {
     switch (tiles) {
     case 1: multiply_tiles(rows, row_bytes, weights, tile_bytes, steps, step, sums, 1); break;
     case 2: multiply_tiles(rows, row_bytes, weights, tile_bytes, steps, step, sums, 2); break;
