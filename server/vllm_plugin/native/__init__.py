@@ -1,7 +1,7 @@
-"""LoRA arithmetic in C, compiled on the machine that runs it; without a compiler, torch does it.
+"""LoRA and an activation in C, compiled on the machine that runs it; else torch does them.
 
     lora.c      entry points; work.h types and numbers, rows.h few rows by vectors, blocks.h
-                blocks of 16 rows, tiles.h their products by AMX or AVX-512
+                blocks of 16 rows, tiles.h their products by AMX or AVX-512; gated.h the activation
     builder.py  compiles them once into the user's cache directory
     library.py  loads and calls them through ctypes
 

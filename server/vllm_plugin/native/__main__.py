@@ -10,9 +10,9 @@ from server.vllm_plugin.native.builder import NotBuiltError, library_path
 def main() -> None:
     """One line about what is there. Never fails: without a compiler, torch does the work."""
     try:
-        line = f"LoRA kernels: {library_path()}"
+        line = f"kernels: {library_path()}"
     except NotBuiltError as error:
-        line = f"LoRA kernels: torch's, since {error}"
+        line = f"kernels: torch's, since {error}"
     sys.stdout.write(line + "\n")
 
 

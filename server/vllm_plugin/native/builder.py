@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCES = ("lora.c", "work.h", "rows.h", "tiles.h", "blocks.h")
+SOURCES = ("lora.c", "work.h", "rows.h", "tiles.h", "blocks.h", "gated.h")
 COMPILE_SECONDS = 120
 _CPU_INFO = Path("/proc/cpuinfo")
 _FLAGS = (

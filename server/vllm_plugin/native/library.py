@@ -60,30 +60,37 @@ class Library:
         self.size.argtypes, self.size.restype = [pointer, pointer, ctypes.c_int], number
         self.pack = loaded.lora_pack
         self.pack.argtypes, self.pack.restype = [pointer] * 6 + [ctypes.c_int], None
+        self.silu_and_mul = loaded.silu_and_mul
+        self.silu_and_mul.argtypes = [pointer] * 2 + [number] * 4
+        self.silu_and_mul.restype = None
         loaded.lora_start.argtypes, loaded.lora_start.restype = [], ctypes.c_int
         can = loaded.lora_start()
         self.half = bool(can & _CAN_HALF)
         # What multiplies blocks of rows, in bfloat16; empty where nothing does.
         self.blocks = "AMX" if can & _CAN_AMX else "AVX-512 BF16" if can & _CAN_PAIRS else ""
         self.threads = bool(can & _CAN_THREADS)
+        # The numbers it can compute with, and what they are called in C.
+        self.types = {d: code for d, code in TYPES.items() if self.half or d is not torch.float16}
 
-    def types(self) -> dict[torch.dtype, int]:
-        """The numbers it can compute with, and what they are called in C."""
-        return {d: code for d, code in TYPES.items() if self.half or d is not torch.float16}
+    def parts(self) -> int:
+        """Into how many threads a call may part its work."""
+        return torch.get_num_threads() if self.threads else 1
 
 
 @cache
 def load() -> Library | None:
     """The library, compiled if need be; None, with one line in the log, where torch is to do."""
     if os.environ.get(SWITCH, "1").strip().lower() in {"0", "false", "no", "off"}:
-        logger.info("LoRA by torch: %s switches the compiled kernels off", SWITCH)
+        logger.info("no compiled kernels, torch does it: %s switches them off", SWITCH)
         return None
     try:
         path = library_path()
         library = Library(path)
     except (NotBuiltError, OSError, AttributeError) as error:
-        logger.warning("LoRA by torch, which is slower when decoding: %s", error)
+        logger.warning("no compiled kernels, torch does it, slower: %s", error)
         return None
     blocks = library.blocks or "none"
-    logger.info("LoRA by %s (blocks: %s, threads: %s)", path, blocks, library.threads)
+    logger.info(
+        "compiled kernels: %s (LoRA's blocks: %s, threads: %s)", path, blocks, library.threads
+    )
     return library

@@ -1,4 +1,5 @@
-/* The LoRA arithmetic of the CPU engine: y[row] += scale * B[slot(row)] (A[slot(row)] x[row]).
+/* The LoRA arithmetic of the CPU engine: y[row] += scale * B[slot(row)] (A[slot(row)] x[row]);
+   and an activation, gated.h.
 
    Plain C with the vector extensions of GCC and Clang; no header of torch, Python or OpenMP. It is
    compiled on the machine that runs it (builder.py) and called through ctypes (library.py).
@@ -18,6 +19,7 @@
    same bytes with any number of threads. */
 
 #include "blocks.h"
+#include "gated.h"
 
 /* Multiplications from which a second thread is worth waking. */
 #define THREAD_WORK 100000

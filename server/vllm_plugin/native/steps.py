@@ -116,7 +116,7 @@ class NativeCaller:
     def _provide(self, part: _Part) -> None:
         work = part.work
         work.columns, work.private_size = self._columns, self._private
-        work.parts = torch.get_num_threads() if self.library.threads else 1
+        work.parts = self.library.parts()
         needed = work.parts * self._private + part.rows * self._columns
         if self._scratch.numel() < needed:
             self._scratch = torch.empty(needed)

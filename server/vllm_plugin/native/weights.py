@@ -37,7 +37,7 @@ class NativeWeights:
         kept = torch.bfloat16 if self._dtype is torch.bfloat16 else torch.float32
         bfloat = kept is torch.bfloat16
         blocks = bool(library.blocks and self._a) and bfloat and self.inputs % _TILE_INPUTS == 0
-        types = library.types()
+        types = library.types
         # By the types of x and y: theirs in C, and whether blocks do.
         self.kinds = {
             (x, y): (types[x], types[y], blocks and x is torch.bfloat16 and y is torch.bfloat16)

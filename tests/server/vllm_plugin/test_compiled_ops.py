@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm import ir
 from vllm.model_executor.layers.activation import SiluAndMul
@@ -15,11 +15,13 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.platforms import current_platform
 
 from server.vllm_plugin import compiled_ops
+from server.vllm_plugin.native.library import load
 
 current_platform.import_kernels()
 
 DTYPES = st.sampled_from([torch.bfloat16, torch.float16, torch.float32])
 EPSILON = 1e-5
+NATIVE: Any = SimpleNamespace(forward_native=SiluAndMul.forward_native)
 
 
 def norm(weight: torch.Tensor | None, calls: list[str]) -> Any:
@@ -76,18 +78,57 @@ def test_a_norm_is_as_exact_as_the_one_it_replaces(
         assert (ours.double() - true).abs().max() <= allowed
 
 
-@settings(max_examples=40, deadline=None)
-@given(DTYPES, st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**31))
+@pytest.fixture(params=["our library", "vLLM's operator"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = load()
+    if request.param == "vLLM's operator":
+        monkeypatch.setattr(compiled_ops, "load", lambda: None)
+    elif found is None:
+        pytest.skip("no C compiler here")
+    return str(request.param)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(DTYPES, st.integers(1, 9), st.integers(1, 900), st.integers(0, 2**31))
 def test_an_activation_is_as_exact_as_the_one_it_replaces(
-    dtype: torch.dtype, rows: int, blocks: int, seed: int
+    library: str, dtype: torch.dtype, rows: int, width: int, seed: int
 ) -> None:
-    x = torch.randn(rows, 64 * blocks, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    ours = compiled_ops.gated("silu_and_mul")(SimpleNamespace(), x)
+    x = 4 * torch.randn(rows, 2 * width, generator=torch.Generator().manual_seed(seed))
+    x = x.to(dtype)
+    ours = compiled_ops.silu_and_mul(NATIVE, x)
     gate, up = x.double().chunk(2, -1)
     true = torch.nn.functional.silu(gate) * up
     theirs = SiluAndMul.forward_native(x)
+    assert (ours.dtype, ours.shape) == (dtype, theirs.shape)
     allowed = (theirs.double() - true).abs().max() + torch.finfo(dtype).eps * true.abs().max()
     assert (ours.double() - true).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_activation_of_what_is_huge_or_no_number(library: str, dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    gate = torch.tensor(
+        [float("nan"), float("inf"), -float("inf"), largest, -largest, -60.0, -90, -200, 200, -0.0]
+    )
+    x = torch.cat([gate, torch.ones_like(gate)]).repeat(40, 1).to(dtype)
+    ours = compiled_ops.silu_and_mul(NATIVE, x)
+    torch.testing.assert_close(ours, SiluAndMul.forward_native(x), equal_nan=True)
+
+
+def test_how_many_threads_share_an_activation_changes_no_byte() -> None:
+    library = load()
+    if library is None:
+        pytest.skip("no C compiler here")
+    x = torch.randn(37, 2 * 300).bfloat16()
+    found = [torch.empty(37, 300, dtype=torch.bfloat16) for _ in range(3)]
+    for parts, out in enumerate(found, 1):
+        library.silu_and_mul(out.data_ptr(), x.data_ptr(), 37, 300, 1, parts)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    one_row = torch.empty(1, 300, dtype=torch.bfloat16)
+    library.silu_and_mul(one_row.data_ptr(), x[5:6].data_ptr(), 1, 300, 1, 1)
+    assert torch.equal(found[0][5], one_row[0])
 
 
 def test_what_they_cannot_do_is_done_as_before() -> None:
@@ -103,11 +144,9 @@ def test_what_they_cannot_do_is_done_as_before() -> None:
     layer.variance_size_override = 32
     compiled_ops.rms_norm(layer, rows)
     assert calls == ["native"] * 4
-    odd = torch.randn(2, 24).bfloat16()
-    ours = compiled_ops.gated("silu_and_mul")(
-        SimpleNamespace(forward_native=SiluAndMul.forward_native), odd
-    )
-    assert torch.equal(ours, SiluAndMul.forward_native(odd))
+    for other in (torch.randn(2, 128).bfloat16()[:, :64], torch.randn(2, 64).double()):
+        ours = compiled_ops.silu_and_mul(NATIVE, other)
+        assert torch.equal(ours, SiluAndMul.forward_native(other))
 
 
 def test_a_norm_of_a_view_leaves_the_view_alone() -> None:
