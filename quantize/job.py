@@ -24,7 +24,8 @@ from adapters.catalog import Catalog
 from adapters.errors import AdapterctlError, Conflict, UsageError
 from adapters.jobs.launching import AT_ONCE_VARIABLE
 from adapters.jobs.models import JobError, JobRecord, JobState
-from adapters.registry.heavy_import import interrupt_deferred, kept_from_collecting
+from adapters.registry.heavy_import import kept_from_collecting
+from adapters.registry.interrupts import interrupt_deferred
 from adapters.store.job_files import WORK_NAME, take_job_lock
 from quantize.jobs.context import JobContext, Rejected
 from quantize.jobs.telling import Teller
@@ -115,10 +116,16 @@ def _outcome(catalog: Catalog, job: JobRecord) -> _Outcome:
 
 def _wait_for_turn(catalog: Catalog, job_id: str) -> None:
     at_once = _at_once()
-    while not catalog.claim_turn(job_id, at_once):
+    while not _claimed(catalog, job_id, at_once):
         time.sleep(_TURN_INTERVAL_S)
     # What is served meanwhile goes first.
     os.nice(5)
+
+
+def _claimed(catalog: Catalog, job_id: str, at_once: int) -> bool:
+    # Whole, the first time: what it imports, the noting of the end needs.
+    with interrupt_deferred():
+        return catalog.claim_turn(job_id, at_once)
 
 
 def _at_once() -> int:

@@ -19,7 +19,7 @@ from adapters.bases.quantized import check_quantized, declared_quantization
 from adapters.bases.shards import BaseFiles, open_base
 from adapters.errors import BaseError
 from adapters.models import BaseDescriptor, ModuleSpec, Quantization
-from adapters.registry.heavy_import import interrupt_deferred
+from adapters.registry.interrupts import interrupt_deferred
 
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from adapters.compositions import Component, Recipe
 from adapters.models import Approximate, BaseDescriptor, Inspection, Manifest
-from adapters.registry.heavy_import import interrupt_deferred
+from adapters.registry.interrupts import interrupt_deferred
 
 Progress = Callable[[int, int], None]
 OnStep = Callable[[str], None]

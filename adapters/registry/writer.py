@@ -15,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from adapters.audit import current_act
 from adapters.registry import auditing, schema
 from adapters.registry.faults import BUSY_TIMEOUT_S, registry_error, registry_errors
+from adapters.registry.interrupts import interrupt_deferred
 
 
 class RegistryWriter:
@@ -29,10 +30,15 @@ class RegistryWriter:
         """All of the block or nothing; on the disk when it ends. Raises StoreErrors.
 
         It is the only writer from its first statement on (BEGIN IMMEDIATE), so what it reads
-        stays true until it commits. What it changes goes into the audit log with it.
+        stays true until it commits. What it changes goes into the audit log with it. A Ctrl-C
+        waits for its end.
         """
         try:
-            with registry_errors(self._root), self._engine.begin() as connection:
+            with (
+                interrupt_deferred(),
+                registry_errors(self._root),
+                self._engine.begin() as connection,
+            ):
                 auditing.begin(connection)
                 yield connection
                 told = auditing.finish(connection)

@@ -10,7 +10,7 @@ from pathlib import Path
 from adapters.errors import ArtifactError, InvalidConfig, SourceUnreadable
 from adapters.intake.locate import Listing
 from adapters.models import BaseDescriptor
-from adapters.registry.heavy_import import interrupt_deferred
+from adapters.registry.interrupts import interrupt_deferred
 from adapters.serving.document import (
     MAX_PROMPT_BYTES,
     SamplingDefaults,

@@ -113,13 +113,14 @@ async def _ours(session: Session, engines: Engines, low: list[str], samples: Sam
                 replace(base, name="base in turns"),
                 Asked("without LoRA", plain, spread([BASE_NAME])),
             ]
-            await _in_turns(session, pair, samples, 2 * session.rounds)
+            await _in_turns(session, pair, samples, 6 * session.rounds)
 
 
 async def _in_turns(
     session: Session, asked: Sequence[Asked], samples: Samples, rounds: int
 ) -> None:
-    """Rounds of engines that are all up, each stopped while another one is measured."""
+    """Rounds of engines that are all up, each stopped while another one is measured; every third
+    round has first tokens as well, which differ less."""
     turns = Turns([one.asker.session for one in asked])
     for one in asked:
         await one.asker.decode(one.models, SHORT_PROMPT, 4, f"warm {one.name}")
@@ -130,12 +131,14 @@ async def _in_turns(
                 with turns.of(one.asker.session):
                     # Caches and clocks are another engine's.
                     await one.asker.decode(one.models, SHORT_PROMPT, 4, f"wake {number}")
-                    await _measured(one, samples, session.tokens, f"{one.name} turn {number}")
+                    seed = f"{one.name} turn {number}"
+                    await _measured(one, samples, session.tokens, seed, first=number % 3 == 0)
 
 
-async def _measured(one: Asked, samples: Samples, tokens: int, seed: str) -> None:
-    seconds = await one.asker.first_token(one.models, PROMPT, f"{seed} first")
-    samples.setdefault(one.first, []).append(seconds)
+async def _measured(one: Asked, samples: Samples, tokens: int, seed: str, *, first: bool) -> None:
+    if first:
+        seconds = await one.asker.first_token(one.models, PROMPT, f"{seed} first")
+        samples.setdefault(one.first, []).append(seconds)
     rate = await one.asker.decode(one.models, SHORT_PROMPT, tokens, seed)
     samples.setdefault(one.rate, []).append(rate)
 
@@ -290,7 +293,7 @@ def _explained(session: Session) -> list[str]:
     stock = "one round" if session.quick else "two rounds"
     return [
         "Engine without LoRA: ours with the same settings and no adapters, eager like the one "
-        "with LoRA. Both are up, one of them stopped while the other is measured, twice as many "
+        "with LoRA. Both are up, one of them stopped while the other is measured, six times as many "
         "rounds. Of all others one engine is up at a time.",
         "Stock vLLM: the same model, flags and bound of a step, VLLM_PLUGINS empty; "
         f"{stock} only, since a round of first tokens takes it half a minute.",

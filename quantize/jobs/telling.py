@@ -24,7 +24,7 @@ from adapters.store.layout import StoreLayout
 # How often the registry is written to, at most, and looked at for a wish to end.
 _INTERVAL_S = 0.5
 # How long the work gets to clean up after it was told to end; importing torch is not broken off
-# (adapters.registry.heavy_import), and on a busy machine that alone takes many seconds.
+# (adapters.registry.interrupts), and on a busy machine that alone takes many seconds.
 _GRACE_S = 20.0
 
 

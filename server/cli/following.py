@@ -16,7 +16,7 @@ import click
 from adapters.errors import AdapterctlError, Conflict, error_classes
 from adapters.jobs.models import JobRecord, JobState
 from adapters.jobs.orders import Order
-from adapters.registry.heavy_import import interrupt_deferred
+from adapters.registry.interrupts import interrupt_deferred
 from server.cli.backend import Backend
 from server.cli.output import Progress, emit_json, note, one_line, progress, say
 from server.cli.session import Session

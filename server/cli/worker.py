@@ -25,7 +25,7 @@ from server.cli.local import LocalBackend
 from server.gateway.admin_models import ComposeRequest
 
 # How long the work gets to clean up after it was told to stop. Importing torch is not broken off
-# (adapters.registry.heavy_import), and on a busy machine that alone takes many seconds.
+# (adapters.registry.interrupts), and on a busy machine that alone takes many seconds.
 _GRACE_S = 20.0
 
 

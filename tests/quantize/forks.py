@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,6 +166,10 @@ def _be(order: dict[str, Any], descriptors: list[int], end: socket.socket) -> No
             store, reference, out, allowed = order["merge"]
             _merge(store, reference, out, allowed, end)
         code = 0
+    except BaseException:
+        # As the interpreter would; into the job's log.
+        traceback.print_exc()
+        raise
     finally:
         sys.stderr.flush()
         os._exit(code)
