@@ -293,8 +293,8 @@ def _explained(session: Session) -> list[str]:
     stock = "one round" if session.quick else "two rounds"
     return [
         "Engine without LoRA: ours with the same settings and no adapters, eager like the one "
-        "with LoRA. Both are up, one of them stopped while the other is measured, six times as many "
-        "rounds. Of all others one engine is up at a time.",
+        "with LoRA. Both are up, one of them stopped while the other is measured, for six times as "
+        "many rounds. Of all others one engine is up at a time.",
         "Stock vLLM: the same model, flags and bound of a step, VLLM_PLUGINS empty; "
         f"{stock} only, since a round of first tokens takes it half a minute.",
         "Rank 64 is compared on an engine whose slots hold rank 64, rank 16 on the same one.",
