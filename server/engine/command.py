@@ -26,6 +26,9 @@ SMALL_MACHINE = 2
 # The most that a step of a CPU engine has for each thread, so that no other's token waits for a
 # long prompt (docs/adr/0024). vLLM's own default for any CPU is 2,048.
 STEP_TOKENS_PER_THREAD = 256
+# Bytes of a unix socket's path, without the NUL (Linux: 108 with it; macOS, the BSDs: 104), and of
+# the names that vLLM gives its own: a slash and a UUID.
+_LONGEST_SOCKET, _VLLM_NAME = 103, 37
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,9 @@ def engine_command(
         "--worker-extension-cls", "server.vllm_plugin.residency.ResidentAdapters",
     ]  # fmt: skip
     model = _model_arguments(settings, base.path, base.name, socket, quantization)
-    environment = _environment(settings, engine_id, kv_cache_gib=settings.kv_cache_gib)
+    environment = _environment(
+        settings, engine_id, socket.parent, kv_cache_gib=settings.kv_cache_gib
+    )
     # vLLM asks its resolvers for unknown names only where runtime updating is on; the gateway
     # keeps its load and unload routes from clients.
     environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
@@ -93,7 +98,9 @@ def merged_command(
     """
     arguments = _model_arguments(settings, str(model), engine_name(digest), socket, quantization)
     arguments += _device_share(settings, plan)
-    environment = _environment(settings, engine_id, kv_cache_gib=settings.merged_kv_cache_gib)
+    environment = _environment(
+        settings, engine_id, socket.parent, kv_cache_gib=settings.merged_kv_cache_gib
+    )
     environment.pop("VLLM_ALLOW_RUNTIME_LORA_UPDATING", None)
     return _command([*arguments, *settings.engine_arguments], environment, socket, log)
 
@@ -148,7 +155,9 @@ def _command(
     )
 
 
-def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) -> dict[str, str]:
+def _environment(
+    settings: ServeSettings, engine_id: str, runtime: Path, *, kv_cache_gib: int
+) -> dict[str, str]:
     own = {
         "ADAPTERCTL_ENGINE_STORE": str(settings.store.resolve()),
         "ADAPTERCTL_ENGINE_ID": engine_id,
@@ -164,6 +173,9 @@ def _environment(settings: ServeSettings, engine_id: str, *, kv_cache_gib: int) 
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }
+    if len(os.fsencode(runtime.absolute())) + _VLLM_NAME <= _LONGEST_SOCKET:
+        # The sockets between its processes, which it leaves behind, go with ours.
+        own["VLLM_RPC_BASE_PATH"] = os.environ.get("VLLM_RPC_BASE_PATH", str(runtime.absolute()))
     if settings.otlp_endpoint is not None:
         # vLLM speaks gRPC otherwise.
         own["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"

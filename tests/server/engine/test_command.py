@@ -179,3 +179,13 @@ def test_a_step_on_a_cpu_is_bounded_by_its_threads_unless_the_user_says_how_larg
         assert STEP_VARIABLE not in merged(tmp_path, engine_arguments=said).environment
     monkeypatch.setattr(command_module, "on_cpu", lambda: False)
     assert STEP_VARIABLE not in merged(tmp_path).environment
+
+
+def test_sockets_between_vllms_processes_lie_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
+    short = Path("/run/adapterctl-1-abc")
+    assert merged(short).environment["VLLM_RPC_BASE_PATH"] == str(short)
+    # Longer than a socket's path may be: vLLM's own place stays.
+    assert "VLLM_RPC_BASE_PATH" not in merged(short / ("x" * 60)).environment
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/elsewhere")
+    assert merged(short).environment["VLLM_RPC_BASE_PATH"] == "/elsewhere"
