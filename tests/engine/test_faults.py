@@ -61,9 +61,9 @@ async def test_a_client_that_hangs_up_aborts_the_generation_in_the_engine(
     iterator = iter(stream)
     await asyncio.to_thread(next, iterator)
     before = await tokens_made(live)
-    for _ in range(5):
+    # What was made already may have waited here: read on until there is more. Its end would raise.
+    while await tokens_made(live) == before:
         await asyncio.to_thread(next, iterator)
-    assert await tokens_made(live) > before
     await asyncio.to_thread(stream.close)
     deadline = time.monotonic() + 10
     # The gauge of running requests stays as it was while nothing runs; the tokens tell.
