@@ -64,7 +64,7 @@ static void gate_part(const Gated *g, int64_t part, int64_t parts) {
     int64_t end = g->rows * blocks * (part + 1) / parts;
     for (int64_t unit = g->rows * blocks * part / parts; unit < end; unit++) {
         int64_t row = unit / blocks, column = unit % blocks * GATED_COLUMNS;
-        int64_t count = g->width - column < GATED_COLUMNS ? g->width - column : GATED_COLUMNS;
+        int64_t count = least(g->width - column, GATED_COLUMNS);
         const char *gate = g->from + (row * 2 * g->width + column) * size;
         const char *linear = gate + g->width * size;
         char *to = g->to + (row * g->width + column) * size;

@@ -65,12 +65,12 @@ class Library:
         self.silu_and_mul.restype = None
         loaded.lora_start.argtypes, loaded.lora_start.restype = [], ctypes.c_int
         can = loaded.lora_start()
-        self.half = bool(can & _CAN_HALF)
+        half = bool(can & _CAN_HALF)
         # What multiplies blocks of rows, in bfloat16; empty where nothing does.
         self.blocks = "AMX" if can & _CAN_AMX else "AVX-512 BF16" if can & _CAN_PAIRS else ""
         self.threads = bool(can & _CAN_THREADS)
         # The numbers it can compute with, and what they are called in C.
-        self.types = {d: code for d, code in TYPES.items() if self.half or d is not torch.float16}
+        self.types = {d: code for d, code in TYPES.items() if half or d is not torch.float16}
 
     def parts(self) -> int:
         """Into how many threads a call may part its work."""

@@ -117,7 +117,6 @@ INLINE const char *row_x(const Work *w, int64_t row) {
 INLINE char *row_y(const Work *w, int64_t row, int64_t column) {
     return w->y + (row * w->y_stride + column) * SIZE[w->y_type];
 }
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* inner[place][columns] for the units of this part; a unit is 4 rows and 16 columns. */
 static void shrink_part(const Work *w, int part, int parts, float *inner, float *own) {

@@ -78,6 +78,7 @@ static const int64_t SIZE[] = {4, 2, 2};
 
 INLINE int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 INLINE int64_t even(int64_t value) { return value + (value & 1); }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE const Slot *slot_of(const Work *w, int64_t slot) {
     return (const Slot *)((const int64_t *)w->slots + slot * (2 + w->module->slices));
 }
